@@ -1,0 +1,42 @@
+# `make demo` and `make test` set up their own environment; each is safe to repeat.
+# Another interpreter: PYTHON=python3.12 make test (its environment is kept apart).
+
+PYTHON ?= python3
+VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: help demo test lint format clean
+
+help:
+	@echo "make demo    train the spoken-vowel network; results in runs/spoken_vowels"
+	@echo "make test    run the tests"
+	@echo "make lint    ruff (lint and format) and mypy"
+	@echo "make format  let ruff rewrite the files"
+	@echo "make clean   remove the environments and the results"
+
+demo: $(READY)
+	$(BIN)/python -m experiments spoken_vowels
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .venv-* runs
+
+# made last, so that an interrupted set-up is done again
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) must be Python 3.11 or newer; name another: PYTHON=python3.12 make ..."; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@

@@ -1,0 +1,62 @@
+"""Recurrent networks as pure functions, with backpropagation through time written by hand.
+
+A *cell* (`ELMAN`, `LSTM`, `GRU`) is a record of pure functions: ``init``, ``initial_state``,
+``step``. `unroll` scans a cell over time and carries the handwritten gradient; `unroll_reference`
+gives the same values with JAX's own. `affine`, `softmax_cross_entropy` and `squared_error` make a
+loss of hidden states; `make_train_step` trains on it with any optax optimizer;
+`jaxrnn.diagnostics` shows the gradient at every time step. Sequences are time-major:
+``xs [T, ..., I]``, ``hs [T, ..., H]``.
+"""
+
+from jaxrnn import diagnostics, initializers
+from jaxrnn.cells import (
+    ELMAN,
+    GRU,
+    LSTM,
+    Cell,
+    ElmanParams,
+    ElmanState,
+    GRUParams,
+    GRUState,
+    LSTMParams,
+    LSTMState,
+)
+from jaxrnn.readout import (
+    AffineParams,
+    affine,
+    init_affine,
+    last_valid,
+    softmax_cross_entropy,
+    squared_error,
+)
+from jaxrnn.sequence import unroll, unroll_reference, valid_steps
+from jaxrnn.training import TrainState, init_train_state, make_train_step
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ELMAN",
+    "GRU",
+    "LSTM",
+    "AffineParams",
+    "Cell",
+    "ElmanParams",
+    "ElmanState",
+    "GRUParams",
+    "GRUState",
+    "LSTMParams",
+    "LSTMState",
+    "TrainState",
+    "affine",
+    "diagnostics",
+    "init_affine",
+    "init_train_state",
+    "initializers",
+    "last_valid",
+    "make_train_step",
+    "softmax_cross_entropy",
+    "squared_error",
+    "unroll",
+    "unroll_reference",
+    "valid_steps",
+]

@@ -1,0 +1,353 @@
+"""The engine: one loop over time for every cell, and backpropagation through time by hand.
+
+Forward. A cell maps the state before a step and the step's input to the state after it,
+``s_t = F(s_{t-1}, x_t; W)``, and the outputs are ``h_t``, a field of ``s_t``.
+
+Backward. Let ``ds_t`` be the gradient of the loss with respect to ``s_t`` along every path: what
+its readers outside the recursion send (the cotangents of ``hs``, of the states, of the final
+state), plus what comes back through step t+1. The chain rule through one step is
+
+    ds_{t-1} = (dF/ds_{t-1})^T ds_t + cotangent of s_{t-1}       the recursion: sequential
+    dx_t     = (dF/dx_t)^T ds_t                                  bulk
+    dW       = sum_t (dF/dW)^T ds_t                              bulk
+
+(P. J. Werbos, "Backpropagation through time: what it does and how to do it", 1990). All three
+pass through the adjoints of the step's pre-activations, the deltas. So the loop over time needs to
+do no more than take ``ds_t`` to the deltas and to ``ds_{t-1}``, which is one product with
+``W_hh^T`` (`Cell.pull`); the local derivatives that it multiplies by (`Cell.linearize`) and the
+sums over time (`Cell.contract`) are taken outside of it, for many steps at once. The loop carries
+the state's adjoint and nothing else; in particular no gradient of a weight.
+
+Memory. Time is cut into chunks of K steps. What a chunk needs only while it is worked on lives in
+buffers of K steps that the loop over chunks reuses; what is kept from the forward to the backward
+pass is the caller's choice (`Plan.residuals`):
+
+- ``"gates"``   the states and the gates of every step; nothing is computed twice;
+- ``"states"``  the states of every step; the gates are computed again in bulk, by one product;
+- ``"carries"`` the state that enters each chunk; a chunk's states are computed again in sequence.
+
+Masks. ``valid [T, ...]`` false: the step does not happen; the state is held, the input is replaced
+by zeros before anything reads it, and the step's deltas are zero. ``cut [T, ...]`` true: the state
+is replaced by zeros before the step reads it, so no gradient leaves the step towards the past.
+
+Direction. ``reverse`` runs the recursion from the last step to the first; "before" and "after" are
+meant in the order of processing.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxrnn.cells.contract import Cell, Consts, Params, State
+from jaxrnn.masks import select, zero_unless, zero_where
+from jaxrnn.products import accumulation_dtype
+
+__all__ = ["RESIDUALS", "Gradients", "Outputs", "Plan", "Steps", "backpropagate", "unroll"]
+
+RESIDUALS = ("gates", "states", "carries")
+
+
+class Plan(NamedTuple):
+    """What is decided before tracing: direction, chunk length K, what is kept, what is returned."""
+
+    reverse: bool
+    chunk: int
+    residuals: str | None
+    return_states: bool
+
+
+class Steps(NamedTuple):
+    """What the steps read, stacked over time: ``xs [T, ..., I]`` and the masks ``[T, ...]``."""
+
+    xs: jax.Array
+    valid: jax.Array | None
+    cut: jax.Array | None
+
+
+class Outputs(NamedTuple):
+    """``hs [T, ..., H]``, zero where not valid; every state ``[T, ..., H]`` if asked for."""
+
+    final_state: State
+    hs: jax.Array
+    states: State | None
+
+
+class Gradients(NamedTuple):
+    """What backpropagation through time gives; the last two only when they are recorded.
+
+    ``states [T, ..., H]`` are the adjoints ``ds_t`` of the state after every step, ``deltas`` the
+    adjoints of every step's pre-activations, both zero where not valid.
+    """
+
+    params: Params
+    xs: jax.Array
+    initial_state: State
+    consts: Consts
+    states: State | None
+    deltas: Any
+
+
+def chunk_length(steps: int, residuals: str) -> int:
+    """Steps in a chunk: a divisor of the sequence's length where one is near the target.
+
+    Chunks that stay in cache are the fastest; with one carry kept per chunk, memory is the sum of
+    the carries and of one chunk's states, least when both are as many.
+    """
+    target = max(math.isqrt(steps), 1) if residuals == "carries" else 16
+    if steps <= 2 * target:
+        return max(steps, 1)
+    divisors = [k for k in range(target // 2 + 1, 2 * target) if steps % k == 0]
+    return min(divisors, key=lambda k: abs(k - target), default=target)
+
+
+# one compiled program per (cell, plan, shapes), also when the caller does not jit
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def unroll(
+    cell: Cell, plan: Plan, params: Params, initial_state: State, consts: Consts, steps: Steps
+) -> Outputs:
+    """Scan a cell over time; differentiated by the handwritten rule below."""
+    return _unroll(cell, plan, params, initial_state, consts, steps)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _unroll(
+    cell: Cell, plan: Plan, params: Params, initial_state: State, consts: Consts, steps: Steps
+) -> Outputs:
+    keep_nothing = plan._replace(residuals=None)
+    outputs, _ = _forward(cell, keep_nothing, params, initial_state, consts, steps)
+    return outputs
+
+
+def _unroll_fwd(
+    cell: Cell, plan: Plan, params: Params, initial_state: State, consts: Consts, steps: Steps
+) -> tuple[Outputs, Any]:
+    outputs, kept = _forward(cell, plan, params, initial_state, consts, steps)
+    return outputs, (params, consts, steps, kept)
+
+
+def _unroll_bwd(cell: Cell, plan: Plan, residuals: Any, cotangents: Outputs) -> tuple[Any, ...]:
+    gradients = _backward(cell, plan, residuals, cotangents, record=False)
+    dsteps = Steps(xs=gradients.xs, valid=None, cut=None)
+    return gradients.params, gradients.initial_state, gradients.consts, dsteps
+
+
+_unroll.defvjp(_unroll_fwd, _unroll_bwd)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def backpropagate(
+    cell: Cell,
+    plan: Plan,
+    params: Params,
+    initial_state: State,
+    consts: Consts,
+    steps: Steps,
+    cotangents: Outputs,
+) -> Gradients:
+    """The rule of `unroll`, called explicitly and recording what happens at every step."""
+    _, residuals = _unroll_fwd(cell, plan, params, initial_state, consts, steps)
+    return _backward(cell, plan, residuals, cotangents, record=True)
+
+
+def _forward(
+    cell: Cell, plan: Plan, params: Params, initial_state: State, consts: Consts, steps: Steps
+) -> tuple[Outputs, Any]:
+    """All chunks in order: the outputs, and per chunk what `Plan.residuals` keeps of it."""
+
+    def forward_chunk(entering: State, inputs: tuple[Steps]) -> tuple[State, tuple[Any, ...]]:
+        (chunk,) = inputs
+        leaving, states, gates = _advance_chunk(cell, plan, params, consts, entering, chunk)
+        hs = zero_unless(chunk.valid, states.h)
+        kept = {
+            None: None,
+            "gates": (entering, states, gates),
+            "states": (entering, states),
+            "carries": (entering,),
+        }[plan.residuals]
+        return leaving, (hs, states if plan.return_states else None, kept)
+
+    final_state, (hs, states, kept) = _scan_chunks(
+        forward_chunk, initial_state, (_split(steps, plan.chunk),), reverse=plan.reverse
+    )
+    return Outputs(final_state, _join(hs), _join(states)), kept
+
+
+def _advance_chunk(
+    cell: Cell, plan: Plan, params: Params, consts: Consts, entering: State, chunk: Steps
+) -> tuple[State, State, Any]:
+    """K steps of the recursion: the state that leaves, and all states and gates ``[K, ...]``."""
+
+    def step(carry: State, at: Any) -> tuple[State, Any]:
+        inputs, valid, cut = at
+        state, gates = cell.advance(params, zero_where(cut, carry), inputs, consts)
+        chex.assert_trees_all_equal_shapes_and_dtypes(state, carry)
+        state = select(valid, state, carry)
+        return state, (state, gates)
+
+    inputs = cell.project(params, zero_unless(chunk.valid, chunk.xs), consts)
+    leaving, (states, gates) = lax.scan(
+        step, entering, (inputs, chunk.valid, chunk.cut), reverse=plan.reverse
+    )
+    return leaving, states, gates
+
+
+def _backward(
+    cell: Cell, plan: Plan, residuals: Any, cotangents: Outputs, *, record: bool
+) -> Gradients:
+    """All chunks against the order: the adjoint recursion in each, then its contraction."""
+    params, consts, steps, kept = residuals
+    dfinal, dhs, dstates = cotangents
+
+    def backward_chunk(carry: Any, inputs: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+        dleaving, dparams, dconsts = carry
+        chunk, dhs, dstates, kept = inputs
+        chunk = chunk._replace(xs=zero_unless(chunk.valid, chunk.xs))
+        before, after, gates = _restore_chunk(cell, plan, params, consts, chunk, kept)
+        factors = cell.linearize(params, before, after, gates, consts)
+        dentering, (deltas, dafter) = _pull_chunk(
+            cell, plan, params, consts, dleaving, factors, chunk, dhs, dstates, record=record
+        )
+        more = cell.contract(params, chunk.xs, before, gates, deltas, consts)
+        dparams = jax.tree.map(jnp.add, dparams, more[0])
+        dconsts = jax.tree.map(jnp.add, dconsts, more[2])
+        dxs = zero_unless(chunk.valid, more[1])
+        return (dentering, dparams, dconsts), (dxs, dafter, deltas if record else None)
+
+    (dinitial, dparams, dconsts), (dxs, dafter, deltas) = _scan_chunks(
+        backward_chunk,
+        (dfinal, _zero_sums(params), _zero_sums(consts)),
+        (*(_split(tree, plan.chunk) for tree in (steps, dhs, dstates)), kept),
+        reverse=not plan.reverse,
+    )
+    return Gradients(
+        params=jax.tree.map(lambda d, p: d.astype(p.dtype), dparams, params),
+        xs=_join(dxs),
+        initial_state=dinitial,
+        consts=jax.tree.map(
+            lambda d, c: None if d is None else d.astype(c.dtype),
+            dconsts,
+            consts,
+            is_leaf=lambda d: d is None,
+        ),
+        states=_join(dafter),
+        deltas=_join(deltas),
+    )
+
+
+def _restore_chunk(
+    cell: Cell, plan: Plan, params: Params, consts: Consts, chunk: Steps, kept: Any
+) -> tuple[State, State, Any]:
+    """The states before and after every step of a chunk, and its gates, from what was kept."""
+    entering = kept[0]
+    if plan.residuals == "carries":
+        _, after, gates = _advance_chunk(cell, plan, params, consts, entering, chunk)
+    else:
+        after = kept[1]
+
+    def shift(entering: jax.Array, after: jax.Array) -> jax.Array:
+        if plan.reverse:
+            return jnp.concatenate([after[1:], entering[None]])
+        return jnp.concatenate([entering[None], after[:-1]])
+
+    before = zero_where(chunk.cut, jax.tree.map(shift, entering, after))
+    if plan.residuals == "gates":
+        gates = kept[2]
+    elif plan.residuals == "states":
+        _, gates = cell.advance(params, before, cell.project(params, chunk.xs, consts), consts)
+    return before, after, gates
+
+
+def _pull_chunk(
+    cell: Cell,
+    plan: Plan,
+    params: Params,
+    consts: Consts,
+    dleaving: State,
+    factors: Any,
+    chunk: Steps,
+    dhs: jax.Array,
+    dstates: State | None,
+    *,
+    record: bool,
+) -> tuple[State, tuple[Any, State | None]]:
+    """K steps of the adjoint recursion, against the order of processing.
+
+    Invariant: the carry is the gradient of the loss with respect to the state between two steps,
+    along every path that runs through the later one; the cotangents of that state's own readers
+    (``dhs``, ``dstates``) are added when the step that made it is reached.
+    """
+
+    def step(dcarry: State, at: Any) -> tuple[State, Any]:
+        factors, valid, cut, dh, dstate = at
+        if dstate is not None:
+            dcarry = jax.tree.map(jnp.add, dcarry, dstate)
+        dafter = dcarry._replace(h=dcarry.h + dh)
+        dbefore, deltas = cell.pull(params, dafter, factors, consts)
+        # a held state passes its gradient on as it is
+        dbefore = select(valid, zero_where(cut, dbefore), dafter)
+        recorded = zero_unless(valid, dafter) if record else None
+        return dbefore, (zero_unless(valid, deltas), recorded)
+
+    at = (factors, chunk.valid, chunk.cut, zero_unless(chunk.valid, dhs), dstates)
+    return lax.scan(step, dleaving, at, reverse=not plan.reverse)
+
+
+def _split(tree: Any, chunk: int) -> tuple[Any, Any]:
+    """Leaves ``[T, ...]`` as whole chunks ``[T // K, K, ...]``, and the rest, or None."""
+
+    def whole(leaf: jax.Array) -> jax.Array:
+        n = leaf.shape[0] // chunk
+        return leaf[: n * chunk].reshape(n, chunk, *leaf.shape[1:])
+
+    def rest(leaf: jax.Array) -> jax.Array | None:
+        r = leaf.shape[0] % chunk
+        return leaf[leaf.shape[0] - r :] if r else None
+
+    return jax.tree.map(whole, tree), jax.tree.map(rest, tree)
+
+
+def _join(parts: tuple[Any, Any]) -> Any:
+    """The inverse of `_split`."""
+    whole, rest = parts
+    whole = jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), whole)
+    if not jax.tree.leaves(rest):
+        return whole
+    return jax.tree.map(lambda *a: jnp.concatenate(a), whole, rest)
+
+
+def _scan_chunks(
+    body: Callable[[Any, tuple[Any, ...]], tuple[Any, tuple[Any, ...]]],
+    carry: Any,
+    inputs: tuple[tuple[Any, Any], ...],
+    *,
+    reverse: bool,
+) -> tuple[Any, tuple[tuple[Any, Any], ...]]:
+    """`lax.scan` over whole chunks, and over the rest, last in time, as a shorter one.
+
+    Each input and each output is a pair as `_split` makes it.
+    """
+    whole, rest = zip(*inputs, strict=True)
+    ragged = bool(jax.tree.leaves(rest))
+    if ragged and reverse:
+        carry, last = body(carry, rest)
+    carry, outs = lax.scan(body, carry, whole, reverse=reverse)
+    if ragged and not reverse:
+        carry, last = body(carry, rest)
+    return carry, tuple(zip(outs, last if ragged else (None,) * len(outs), strict=True))
+
+
+def _zero_sums(tree: Any) -> Any:
+    """What gradients of these leaves are summed into; None for leaves that have none."""
+
+    def zeros(leaf: jax.Array) -> jax.Array | None:
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return None
+        return jnp.zeros(leaf.shape, accumulation_dtype(leaf.dtype))
+
+    return jax.tree.map(zeros, tree)

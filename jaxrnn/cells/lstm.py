@@ -1,0 +1,198 @@
+"""Long short-term memory, with forget gate and without peepholes.
+
+    [a_i, a_f, a_g, a_o] = x_t W_ih + h_{t-1} W_hh + b       gate blocks in this order
+    i, f, o = sigmoid(a_i), sigmoid(a_f), sigmoid(a_o);   g = tanh(a_g)
+    c_t = f * c_{t-1} + i * g
+    h_t = o * tanh(c_t)
+
+and its adjoint, for dh_t and dc_t the gradients that reach h_t and c_t from their readers:
+
+    dc_t    += dh_t * o * (1 - tanh(c_t)^2)
+    da_i     = dc_t * g       * i * (1 - i)
+    da_f     = dc_t * c_{t-1} * f * (1 - f)
+    da_g     = dc_t * i       * (1 - g^2)
+    da_o     = dh_t * tanh(c_t) * o * (1 - o)
+    dc_{t-1} = dc_t * f
+    dh_{t-1} = [da_i, da_f, da_g, da_o] W_hh^T
+    dW_ih = sum_t x_t^T da_t,   dW_hh = sum_t h_{t-1}^T da_t,   db = sum_t da_t
+    dx_t  = da_t W_ih^T
+
+Reference: S. Hochreiter and J. Schmidhuber, "Long short-term memory", 1997; forget gate and bias:
+F. A. Gers, J. Schmidhuber and F. Cummins, "Learning to forget", 2000.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrnn.cells.contract import Cell
+from jaxrnn.initializers import Initializer, glorot_uniform, orthogonal, per_gate, zeros
+from jaxrnn.products import affine, bias_gradient, input_gradient, weight_gradient
+from jaxrnn.validation import positive_size
+
+__all__ = ["LSTM", "LSTMParams", "LSTMState"]
+
+
+class LSTMParams(NamedTuple):
+    """Weights of `LSTM`: ``w_ih [I, 4H]``, ``w_hh [H, 4H]``, ``b [4H]``; gates i, f, g, o."""
+
+    w_ih: jax.Array
+    w_hh: jax.Array
+    b: jax.Array
+
+
+def init(
+    key: jax.Array,
+    input_size: int,
+    hidden_size: int,
+    *,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    input_init: Initializer = glorot_uniform,
+    recurrent_init: Initializer = orthogonal,
+    bias_init: Initializer = zeros,
+    forget_bias: float = 1.0,
+) -> LSTMParams:
+    """Initial weights, each gate's block drawn on its own.
+
+    ``forget_bias`` is added to the forget gate's part of ``b``: at 1 the cell state is kept by
+    default at the start of training (Gers et al. 2000; Jozefowicz et al., "An empirical
+    exploration of recurrent network architectures", 2015). It is a value of the parameter, not a
+    constant in the equations.
+    """
+    I, H = positive_size("input_size", input_size), positive_size("hidden_size", hidden_size)
+    k_ih, k_hh, k_b = jax.random.split(key, 3)
+    b = per_gate(bias_init, 4)(k_b, (4 * H,), dtype)
+    return LSTMParams(
+        w_ih=per_gate(input_init, 4)(k_ih, (I, 4 * H), dtype),
+        w_hh=per_gate(recurrent_init, 4)(k_hh, (H, 4 * H), dtype),
+        b=b.at[H : 2 * H].add(jnp.asarray(forget_bias, dtype)),
+    )
+
+
+def sizes(params: LSTMParams) -> tuple[int, int]:
+    return params.w_ih.shape[0], params.w_hh.shape[0]
+
+
+class LSTMState(NamedTuple):
+    """State of `LSTM`: the hidden state ``h [..., H]`` and the cell state ``c [..., H]``."""
+
+    h: jax.Array
+    c: jax.Array
+
+
+def initial_state(params: LSTMParams, batch_shape: tuple[int, ...] = ()) -> LSTMState:
+    """The zero state of rows of that batch shape."""
+    H = params.w_hh.shape[0]
+    # two arrays, not one twice: a donated state must not hold one buffer in two places
+    return LSTMState(
+        h=jnp.zeros((*batch_shape, H), params.w_hh.dtype),
+        c=jnp.zeros((*batch_shape, H), params.w_hh.dtype),
+    )
+
+
+class LSTMGates(NamedTuple):
+    """The activated gates, each ``[..., H]``."""
+
+    i: jax.Array
+    f: jax.Array
+    g: jax.Array
+    o: jax.Array
+
+
+def project(params: LSTMParams, xs: jax.Array, consts: None) -> jax.Array:
+    del consts
+    return affine(xs, params.w_ih, params.b)
+
+
+def advance(
+    params: LSTMParams, state: LSTMState, inputs: jax.Array, consts: None
+) -> tuple[LSTMState, LSTMGates]:
+    del consts
+    a_i, a_f, a_g, a_o = jnp.split(inputs + state.h @ params.w_hh, 4, axis=-1)
+    gates = LSTMGates(
+        i=jax.nn.sigmoid(a_i), f=jax.nn.sigmoid(a_f), g=jnp.tanh(a_g), o=jax.nn.sigmoid(a_o)
+    )
+    c = gates.f * state.c + gates.i * gates.g
+    return LSTMState(h=gates.o * jnp.tanh(c), c=c), gates
+
+
+def step(
+    params: LSTMParams, state: LSTMState, x: jax.Array, consts: None = None
+) -> tuple[LSTMState, jax.Array]:
+    """One step: ``x [..., I]``, state ``[..., H]`` -> (state, h)."""
+    state, _ = advance(params, state, project(params, x, consts), consts)
+    return state, state.h
+
+
+class LSTMFactors(NamedTuple):
+    """Local derivatives of one step, each ``[..., H]``.
+
+    ``c_h`` is dc_t/dh_t's share (how h_t reads c_t), ``i f g`` the pre-activations' derivatives of
+    c_t, ``o`` that of h_t, and ``c_c`` the derivative of c_t by c_{t-1}: the forget gate.
+    """
+
+    c_h: jax.Array
+    i: jax.Array
+    f: jax.Array
+    g: jax.Array
+    o: jax.Array
+    c_c: jax.Array
+
+
+def linearize(
+    params: LSTMParams, before: LSTMState, after: LSTMState, gates: LSTMGates, consts: None
+) -> LSTMFactors:
+    del params, consts
+    i, f, g, o = gates
+    tanh_c = jnp.tanh(after.c)
+    return LSTMFactors(
+        c_h=o * (1 - tanh_c * tanh_c),
+        i=g * i * (1 - i),
+        f=before.c * f * (1 - f),
+        g=i * (1 - g * g),
+        o=tanh_c * o * (1 - o),
+        c_c=f,
+    )
+
+
+def pull(
+    params: LSTMParams, dstate: LSTMState, factors: LSTMFactors, consts: None
+) -> tuple[LSTMState, jax.Array]:
+    del consts
+    dh = dstate.h
+    dc = dstate.c + dh * factors.c_h
+    da = jnp.concatenate([dc * factors.i, dc * factors.f, dc * factors.g, dh * factors.o], axis=-1)
+    return LSTMState(h=input_gradient(da, params.w_hh), c=dc * factors.c_c), da
+
+
+def contract(
+    params: LSTMParams,
+    xs: jax.Array,
+    before: LSTMState,
+    gates: LSTMGates,
+    da: jax.Array,
+    consts: None,
+) -> tuple[LSTMParams, jax.Array, None]:
+    del gates, consts
+    dparams = LSTMParams(
+        w_ih=weight_gradient(xs, da),
+        w_hh=weight_gradient(before.h, da),
+        b=bias_gradient(da),
+    )
+    return dparams, input_gradient(da, params.w_ih), None
+
+
+LSTM = Cell(
+    name="LSTM",
+    init=init,
+    initial_state=initial_state,
+    step=step,
+    sizes=sizes,
+    project=project,
+    advance=advance,
+    linearize=linearize,
+    pull=pull,
+    contract=contract,
+)
+"""Long short-term memory: `LSTMParams`, `LSTMState`."""

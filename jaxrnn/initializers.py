@@ -1,0 +1,79 @@
+"""Initial values of weights: how each gate's block is drawn.
+
+An initializer is a function ``(key, shape, dtype) -> array``, the convention of
+`jax.nn.initializers`, so every initializer of that module can be passed where one is expected.
+A weight that holds several gates side by side is drawn gate by gate (`per_gate`): each gate is a
+layer of its own, and an orthogonal or Glorot matrix of the whole would be neither for its gates.
+"""
+
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+
+from jaxrnn.products import accumulation_dtype
+
+__all__ = ["Initializer", "glorot_uniform", "orthogonal", "per_gate", "uniform_fan_out", "zeros"]
+
+
+class Initializer(Protocol):
+    """``(key, shape, dtype) -> array`` of that shape and dtype."""
+
+    def __call__(
+        self, key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
+    ) -> jax.Array: ...
+
+
+def glorot_uniform(
+    key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
+) -> jax.Array:
+    """Uniform on ±sqrt(6 / (fan_in + fan_out)).
+
+    Reference: Glorot and Bengio, "Understanding the difficulty of training deep feedforward
+    neural networks", 2010, eq. 16.
+    """
+    return initializers.glorot_uniform()(key, shape, dtype)
+
+
+def orthogonal(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
+    """A random matrix with orthonormal rows or columns, uniform over all of them.
+
+    All singular values are 1, so a linear recurrence neither vanishes nor explodes at the start.
+    Reference: Saxe, McClelland and Ganguli, "Exact solutions to the nonlinear dynamics of
+    learning in deep linear neural networks", 2014, section 3.
+    """
+    # the QR decomposition behind it exists for 32 and 64 bits only
+    return initializers.orthogonal()(key, shape, accumulation_dtype(dtype)).astype(dtype)
+
+
+def uniform_fan_out(
+    key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
+) -> jax.Array:
+    """Uniform on ±1/sqrt(H), with H the last axis: what PyTorch's recurrent layers draw from."""
+    bound = shape[-1] ** -0.5
+    return jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound)
+
+
+def zeros(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
+    """All zeros; the key is not used."""
+    del key
+    return jnp.zeros(shape, dtype)
+
+
+def per_gate(initializer: Initializer, gates: int) -> Initializer:
+    """The initializer that draws ``gates`` blocks of equal width independently, side by side.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> w = per_gate(orthogonal, 4)(jax.random.key(0), (3, 12), jnp.float32)
+        >>> bool(jnp.allclose(w[:, 3:6] @ w[:, 3:6].T, jnp.eye(3), atol=1e-5))
+        True
+    """
+
+    def draw(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
+        block = (*shape[:-1], shape[-1] // gates)
+        keys = jax.random.split(key, gates)
+        return jnp.concatenate([initializer(k, block, dtype) for k in keys], axis=-1)
+
+    return draw

@@ -1,0 +1,56 @@
+"""The affine map and its adjoint, shared by the cells and the readout.
+
+Every function takes any number of leading axes (time, batch) and never merges them: a merged
+axis would lose its sharding. Sums over leading axes run in at least float32, so that a gradient
+summed over many steps in a 16-bit type is rounded once, at the end.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+__all__ = [
+    "accumulation_dtype",
+    "add_bias",
+    "affine",
+    "bias_gradient",
+    "input_gradient",
+    "weight_gradient",
+]
+
+
+def accumulation_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
+    """The dtype in which values of that dtype are summed: float32 for 16-bit types."""
+    return jnp.dtype(jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype)
+
+
+def add_bias(z: jax.Array, b: jax.Array) -> jax.Array:
+    """``z [..., O] + b [O]``, with the broadcast spelled out for strict rank promotion."""
+    return z + jnp.broadcast_to(b, z.shape)
+
+
+def affine(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
+    """``x [..., I] @ w [I, O] + b [O]``."""
+    return add_bias(x @ w, b)
+
+
+def input_gradient(dy: jax.Array, w: jax.Array) -> jax.Array:
+    """``dx [..., I] = dy [..., O] @ w^T``, for ``y = x @ w``."""
+    # contracting the weight's second axis in place needs no transposed copy of it
+    return lax.dot_general(dy, w, (((dy.ndim - 1,), (1,)), ((), ())))
+
+
+def weight_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
+    """``dw [I, O] = sum over the leading axes of x^T dy``, in the accumulation dtype."""
+    leading = tuple(range(x.ndim - 1))
+    return lax.dot_general(
+        x,
+        dy,
+        ((leading, leading), ((), ())),
+        preferred_element_type=accumulation_dtype(x.dtype),
+    )
+
+
+def bias_gradient(dy: jax.Array) -> jax.Array:
+    """``db [O] = sum over the leading axes of dy``, in the accumulation dtype."""
+    return jnp.sum(dy, axis=tuple(range(dy.ndim - 1)), dtype=accumulation_dtype(dy.dtype))

@@ -1,0 +1,116 @@
+"""Training with optax: one pure, jitted step for any loss and any optimizer."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.export import register_namedtuple_serialization
+
+__all__ = ["TrainState", "init_train_state", "make_train_step"]
+
+
+class TrainState(NamedTuple):
+    """All that a training run carries from step to step, and all that a checkpoint must hold.
+
+    ``step`` counts updates (int32 scalar). ``key`` never changes: step k draws from
+    ``jax.random.fold_in(key, k)``, so a run resumed from a saved state repeats what the
+    uninterrupted run would have done.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    key: jax.Array
+
+
+register_namedtuple_serialization(TrainState, serialized_name="jaxrnn.TrainState")
+
+
+def init_train_state(
+    params: Any, optimizer: optax.GradientTransformation, key: jax.Array
+) -> TrainState:
+    """The state before the first step.
+
+    Params and key are copied: the training step donates its state, and with it would delete the
+    arrays that the caller still holds.
+    """
+    params, key = jax.tree.map(jnp.copy, (params, key))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params), key=key
+    )
+
+
+def make_train_step(
+    loss_fn: Callable[..., Any],
+    optimizer: optax.GradientTransformation,
+    *,
+    has_aux: bool = False,
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
+    """A jitted ``train_step(state, batch) -> (state, metrics)``.
+
+    The state passed in is donated: its buffers are reused for the state returned, so keep only the
+    latter. Batches of one shape share one trace.
+
+    Args:
+        loss_fn: ``(params, batch, key) -> loss``, a scalar; with ``has_aux`` ``(loss, aux)``,
+            where ``aux`` is a dict of arrays to report. The key is new at every step.
+        optimizer: any optax optimizer; schedules and clipping are chained into it.
+        has_aux: whether ``loss_fn`` returns such a dict too.
+
+    Returns:
+        The step. Its metrics are ``"loss"``, ``"gradient_norm"`` (over all params, before the
+        optimizer) and the entries of ``aux``.
+
+    Raises:
+        TypeError: an optimizer that is not optax's; at the first step, a ``loss_fn`` that returns
+            something else.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn, optax
+        >>> params = jaxrnn.init_affine(jax.random.key(0), 3, 1)
+        >>> def loss_fn(params, batch, key):
+        ...     return jaxrnn.squared_error(jaxrnn.affine(params, batch), batch[:, :1])
+        >>> optimizer = optax.sgd(0.1)
+        >>> train_step = jaxrnn.make_train_step(loss_fn, optimizer)
+        >>> state = jaxrnn.init_train_state(params, optimizer, jax.random.key(1))
+        >>> state, metrics = train_step(state, jnp.ones((8, 3)))
+        >>> int(state.step), sorted(metrics)
+        (1, ['gradient_norm', 'loss'])
+    """
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(
+            f"`optimizer` must be an optax.GradientTransformation; got {type(optimizer).__name__}"
+        )
+
+    def loss_and_aux(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
+        out = loss_fn(params, batch, key)
+        loss, aux = out if has_aux else (out, {})
+        if jnp.shape(loss) != ():
+            raise TypeError(f"`loss_fn` must return a scalar loss; got shape {jnp.shape(loss)}")
+        if not isinstance(aux, dict) or not {"loss", "gradient_norm"}.isdisjoint(aux):
+            raise TypeError(
+                "`loss_fn` must return `aux` as a dict without the keys 'loss' and "
+                f"'gradient_norm'; got {aux!r}"
+            )
+        return loss, aux
+
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(state.key, state.step)
+        (loss, aux), gradients = jax.value_and_grad(loss_and_aux, has_aux=True)(
+            state.params, batch, key
+        )
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradients), **aux}
+        return (
+            TrainState(
+                step=state.step + 1,
+                params=optax.apply_updates(state.params, updates),
+                opt_state=opt_state,
+                key=state.key,
+            ),
+            metrics,
+        )
+
+    return jax.jit(train_step, donate_argnums=0)

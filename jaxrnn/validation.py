@@ -1,0 +1,115 @@
+"""Checks at the public boundary: what was wrong is said before any tracing goes deep.
+
+Each error names the argument, what was expected, what came, and the likely fix where there is one.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = [
+    "array",
+    "concrete",
+    "describe",
+    "lengths_of",
+    "matching_arrays",
+    "positive_size",
+    "same_structure",
+    "static_bool",
+]
+
+
+def concrete(value: Any) -> np.ndarray | None:
+    """The values of an array, or None where they are unknown while Python runs.
+
+    Under `jax.jit` and the like an argument is traced, a constant is not, and what JAX makes of
+    the constant there is: so ask the value as it came.
+    """
+    return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
+
+
+def array(name: str, value: Any) -> jax.Array:
+    """``value`` as a JAX array; a TypeError that names the argument if it is not one."""
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`{name}` must be an array; got {describe(value)}") from error
+
+
+def positive_size(name: str, value: Any) -> int:
+    """``value`` as a Python int of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"`{name}` must be a positive int; got {value!r}")
+    if value < 1:
+        raise ValueError(f"`{name}` must be a positive int; got {value}")
+    return int(value)
+
+
+def static_bool(name: str, value: Any) -> bool:
+    """``value`` as a Python bool: what it selects is decided while tracing."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"`{name}` must be True or False, known before tracing; got {value!r}")
+    return bool(value)
+
+
+def describe(value: Any) -> str:
+    """How an error names a value that came: arrays by shape and dtype, the rest by type."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        fields = (f"{n}={describe(v)}" for n, v in zip(value._fields, value, strict=True))
+        return f"{type(value).__name__}({', '.join(fields)})"
+    return f"{type(value).__name__} {value!r}"[:200]
+
+
+def same_structure(a: Any, b: Any) -> bool:
+    """Whether two pytrees have the same containers, with leaves in the same places."""
+    # jaxlib's type stub declares no comparison of structures
+    return bool(jax.tree.structure(a) == jax.tree.structure(b))  # type: ignore[operator]
+
+
+def matching_arrays(name: str, value: Any, expected: Any, why: str = "") -> Any:
+    """``value`` with array leaves, checked against a pytree of `jax.ShapeDtypeStruct`.
+
+    Raises:
+        TypeError: another container (the params or the state of another cell, say) or dtype.
+        ValueError: a leaf of another shape.
+    """
+    if not same_structure(value, expected):
+        raise TypeError(f"`{name}` must be {describe(expected)}{why}; got {describe(value)}")
+
+    def check(path: Any, leaf: Any, want: jax.ShapeDtypeStruct) -> jax.Array:
+        label = name + jax.tree_util.keystr(path)
+        leaf = array(label, leaf)
+        if leaf.shape != want.shape:
+            raise ValueError(f"`{label}` must have shape {want.shape}{why}; got shape {leaf.shape}")
+        if leaf.dtype != want.dtype:
+            raise TypeError(f"`{label}` must have dtype {want.dtype}{why}; got {leaf.dtype}")
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(check, value, expected)
+
+
+def lengths_of(value: Any, T: int, batch_shape: tuple[int, ...], *, like: str) -> jax.Array:
+    """``lengths`` as int32 ``[...]`` within 0..T, for sequences named ``like``.
+
+    Concrete values out of range raise; traced ones are clipped.
+    """
+    lengths = array("lengths", value)
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise TypeError(f"`lengths` must be integers; got dtype {lengths.dtype}")
+    if lengths.shape != batch_shape:
+        raise ValueError(
+            f"`lengths` must have the batch shape of `{like}`, {batch_shape}; "
+            f"got shape {lengths.shape}"
+        )
+    values = concrete(value)
+    if values is not None and values.size and (values.min() < 0 or values.max() > T):
+        raise ValueError(
+            f"`lengths` must lie in 0..{T=}; got values from {values.min()} to {values.max()}"
+        )
+    # clipped before a cast to 32 bits can wrap, by a bound that the lengths' own dtype can hold
+    top = min(T, int(jnp.iinfo(lengths.dtype).max))
+    return jnp.clip(lengths, min=0, max=top).astype(jnp.int32)

@@ -1,0 +1,102 @@
+"""Random problems, and how two results are compared: shared by the tests."""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxrnn
+
+
+class Problem(NamedTuple):
+    """The arguments of `jaxrnn.unroll`, all drawn at random."""
+
+    cell: jaxrnn.Cell
+    params: Any
+    xs: jax.Array
+    initial_state: Any
+    options: dict[str, Any]
+
+    def outputs(self, unroll=jaxrnn.unroll, **more):
+        return unroll(
+            self.cell, self.params, self.xs, self.initial_state, **{**self.options, **more}
+        )
+
+
+def random_tree(tree, seed=0):
+    """A pytree of these shapes and dtypes with standard normal leaves (and no compilation)."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), a.dtype), tree)
+
+
+def make_problem(
+    cell,
+    T=6,
+    batch=(3,),
+    I=3,
+    H=4,
+    *,
+    lengths=False,
+    resets=False,
+    reverse=False,
+    dtype=jnp.float64,
+    seed=0,
+):
+    """Weights of scale 1/2, so that no gate saturates and every gradient is well above zero."""
+    rng = np.random.default_rng(seed)
+    like = jax.eval_shape(lambda: cell.init(jax.random.key(0), I, H, dtype=dtype))
+    params = jax.tree.map(lambda a: 0.5 * a, random_tree(like, seed + 1))
+    state = jax.eval_shape(lambda: cell.initial_state(params, batch))
+    options: dict[str, Any] = {"reverse": reverse}
+    if lengths:
+        options["lengths"] = jnp.asarray(rng.integers(0, T + 1, size=batch), jnp.int32)
+    if resets:
+        options["resets"] = jnp.asarray(rng.random(size=(T, *batch)) < 0.3)
+    return Problem(
+        cell=cell,
+        params=params,
+        xs=jnp.asarray(rng.normal(size=(T, *batch, I)), dtype),
+        initial_state=random_tree(state, seed + 2),
+        options=options,
+    )
+
+
+def vjp(problem, unroll, cotangents=None, seed=3, **more):
+    """(outputs, gradients of params, xs and initial state), in one compiled program."""
+
+    @jax.jit
+    def run(params, xs, initial_state, cotangents):
+        def f(params, xs, initial_state):
+            return problem._replace(params=params, xs=xs, initial_state=initial_state).outputs(
+                unroll, **more
+            )
+
+        outputs, pull = jax.vjp(f, params, xs, initial_state)
+        if cotangents is None:
+            cotangents = random_tree(outputs, seed)
+        return outputs, pull(cotangents)
+
+    return run(problem.params, problem.xs, problem.initial_state, cotangents)
+
+
+def largest_difference(actual, expected):
+    """Per leaf, by name: the largest difference, relative to the leaf's largest entry."""
+    chex.assert_trees_all_equal_shapes_and_dtypes(actual, expected)
+    differences = {}
+    for (path, a), e in zip(
+        jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True
+    ):
+        a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
+        scale = np.max(np.abs(e), initial=0.0)
+        difference = np.max(np.abs(a - e), initial=0.0)
+        differences[jax.tree_util.keystr(path)] = difference / scale if scale else difference
+    return differences
+
+
+def assert_same(actual, expected, tolerance=1e-12):
+    """Same structure, shapes and dtypes, and every leaf's largest difference within tolerance."""
+    for name, difference in largest_difference(actual, expected).items():
+        # written so that a NaN fails
+        assert difference <= tolerance, f"{name}: relative difference {difference:.2e}"
