@@ -17,12 +17,12 @@ class Problem(NamedTuple):
     params: Any
     xs: jax.Array
     initial_state: Any
+    consts: Any
     options: dict[str, Any]
 
     def outputs(self, unroll=jaxrnn.unroll, **more):
-        return unroll(
-            self.cell, self.params, self.xs, self.initial_state, **{**self.options, **more}
-        )
+        options = {"consts": self.consts, **self.options, **more}
+        return unroll(self.cell, self.params, self.xs, self.initial_state, **options)
 
 
 def random_tree(tree, seed=0):
@@ -41,6 +41,7 @@ def make_problem(
     lengths=False,
     resets=False,
     reverse=False,
+    consts=None,
     dtype=jnp.float64,
     seed=0,
 ):
@@ -59,26 +60,45 @@ def make_problem(
         params=params,
         xs=jnp.asarray(rng.normal(size=(T, *batch, I)), dtype),
         initial_state=random_tree(state, seed + 2),
+        consts=consts,
         options=options,
     )
 
 
-def vjp(problem, unroll, cotangents=None, seed=3, **more):
-    """(outputs, gradients of params, xs and initial state), in one compiled program."""
+def inputs_of(problem):
+    """What a problem is differentiated with respect to."""
+    return problem.params, problem.xs, problem.initial_state, problem.consts
+
+
+def vjp_program(problem, unroll, **more):
+    """``run(inputs, cotangents) -> (outputs, gradients of inputs)``, compiled once."""
 
     @jax.jit
-    def run(params, xs, initial_state, cotangents):
-        def f(params, xs, initial_state):
-            return problem._replace(params=params, xs=xs, initial_state=initial_state).outputs(
-                unroll, **more
+    def run(inputs, cotangents):
+        def f(params, xs, initial_state, consts):
+            with_these = problem._replace(
+                params=params, xs=xs, initial_state=initial_state, consts=consts
             )
+            return with_these.outputs(unroll, **more)
 
-        outputs, pull = jax.vjp(f, params, xs, initial_state)
-        if cotangents is None:
-            cotangents = random_tree(outputs, seed)
+        outputs, pull = jax.vjp(f, *inputs)
         return outputs, pull(cotangents)
 
-    return run(problem.params, problem.xs, problem.initial_state, cotangents)
+    return run
+
+
+def vjp(problem, unroll, cotangents=None, seed=3, **more):
+    """(outputs, gradients of params, xs, initial state and consts); random cotangents if None."""
+    if cotangents is None:
+        cotangents = random_tree(jax.eval_shape(lambda: problem.outputs(unroll, **more)), seed)
+    return vjp_program(problem, unroll, **more)(inputs_of(problem), cotangents)
+
+
+def assert_rule_equals_autodiff(problem, tolerance=1e-12, **more):
+    """Values, and gradients of every input for random cotangents of every output, at once."""
+    actual = vjp(problem, jaxrnn.unroll, return_states=True, **more)
+    expected = vjp(problem, jaxrnn.unroll_reference, return_states=True, **more)
+    assert_same(actual, expected, tolerance)
 
 
 def largest_difference(actual, expected):
@@ -88,6 +108,8 @@ def largest_difference(actual, expected):
     for (path, a), e in zip(
         jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True
     ):
+        if a.dtype == jax.dtypes.float0:
+            continue
         a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
         scale = np.max(np.abs(e), initial=0.0)
         difference = np.max(np.abs(a - e), initial=0.0)

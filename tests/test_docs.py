@@ -1,0 +1,72 @@
+"""What the documentation shows is what runs: the README's code, links and commands, docstrings."""
+
+import ast
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+MODULES = ["initializers", "sequence", "readout", "training", "diagnostics"]
+
+
+@pytest.fixture(autouse=True)
+def _default_flags():
+    """As a reader would run it, without the tests' strict flags."""
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        yield
+
+
+@pytest.mark.parametrize("code", BLOCKS, ids=[f"block_{i}" for i in range(len(BLOCKS))])
+def test_the_code_of_the_readme_runs(code):
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_the_readme_shows_code():
+    assert BLOCKS
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_examples_of_the_docstrings_print_what_they_say(module):
+    results = doctest.testmod(importlib.import_module(f"jaxrnn.{module}"))
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
+def test_every_module_with_examples_is_tested():
+    with_examples = [
+        path.stem for path in (ROOT / "jaxrnn").rglob("*.py") if ">>> " in path.read_text()
+    ]
+    assert sorted(with_examples) == sorted(MODULES)
+
+
+def test_every_test_that_the_readme_names_exists():
+    links = re.findall(r"\[`(test_\w+)`\]\((tests/\w+\.py)\)", README)
+    assert len(links) > 10
+    for name, file in links:
+        functions = [
+            node.name
+            for node in ast.parse((ROOT / file).read_text()).body
+            if isinstance(node, ast.FunctionDef)
+        ]
+        assert name in functions, f"{file} has no {name}"
+
+
+def test_every_file_that_the_readme_links_exists():
+    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_every_command_of_the_readme_is_a_target_of_the_makefile():
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    for command in re.findall(r"^    (?:\w+=\S+ )?make (\w+)", README, flags=re.MULTILINE):
+        assert command in targets, command

@@ -1,0 +1,151 @@
+"""What is installed: the wheel, its names, and the one direction of its imports."""
+
+import ast
+import inspect
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import jax
+import pytest
+
+import jaxrnn
+from jaxrnn import diagnostics, initializers
+
+ROOT = Path(__file__).parent.parent
+
+# each module may import those above it
+LADDER = [
+    "jaxrnn.products",
+    "jaxrnn.masks",
+    "jaxrnn.validation",
+    "jaxrnn.initializers",
+    "jaxrnn.cells.contract",
+    "jaxrnn.cells.elman",
+    "jaxrnn.cells.lstm",
+    "jaxrnn.cells.gru",
+    "jaxrnn.cells",
+    "jaxrnn.bptt",
+    "jaxrnn.arguments",
+    "jaxrnn.sequence",
+    "jaxrnn.readout",
+    "jaxrnn.training",
+    "jaxrnn.diagnostics",
+    "jaxrnn",
+]
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules(path):
+    """Absolute names of all modules of ours that a file imports, `from package import module` too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            submodules = [f"{node.module}.{alias.name}" for alias in node.names]
+            found = [name for name in submodules if name in LADDER]
+            yield from found or [node.module]
+
+
+def test_imports_run_one_way():
+    files = {module_name(path): path for path in (ROOT / "jaxrnn").rglob("*.py")}
+    assert sorted(files) == sorted(LADDER)
+    for name, path in files.items():
+        for imported in imported_modules(path):
+            if imported in LADDER:
+                assert LADDER.index(imported) < LADDER.index(name), f"{name} imports {imported}"
+            assert not imported.startswith("experiments"), f"{name} imports {imported}"
+
+
+def test_the_library_needs_only_what_it_declares():
+    ours = {"jaxrnn", "jax", "optax", "chex", "numpy"}
+    for path in (ROOT / "jaxrnn").rglob("*.py"):
+        for imported in imported_modules(path):
+            top = imported.partition(".")[0]
+            assert top in ours | sys.stdlib_module_names, f"{path.name} imports {imported}"
+
+
+def test_public_names_are_these():
+    assert sorted(jaxrnn.__all__) == [
+        "AffineParams",
+        "Cell",
+        "ELMAN",
+        "ElmanParams",
+        "ElmanState",
+        "GRU",
+        "GRUParams",
+        "GRUState",
+        "LSTM",
+        "LSTMParams",
+        "LSTMState",
+        "TrainState",
+        "affine",
+        "diagnostics",
+        "init_affine",
+        "init_train_state",
+        "initializers",
+        "last_valid",
+        "make_train_step",
+        "softmax_cross_entropy",
+        "squared_error",
+        "unroll",
+        "unroll_reference",
+        "valid_steps",
+    ]
+    assert all(hasattr(jaxrnn, name) for name in jaxrnn.__all__)
+
+
+@pytest.mark.parametrize("module", [jaxrnn, initializers, diagnostics], ids=lambda m: m.__name__)
+def test_every_public_symbol_is_documented(module):
+    assert inspect.getdoc(module)
+    for name in module.__all__:
+        thing = getattr(module, name)
+        if isinstance(thing, jaxrnn.Cell):
+            # a constant has no docstring of its own: its functions and its module do
+            thing = sys.modules[thing.step.__module__]
+        documentation = thing.__doc__
+        assert documentation, name
+        assert not documentation.startswith(f"{name}("), f"{name} has a generated docstring"
+
+
+@pytest.mark.parametrize("name", ["init", "initial_state", "step"])
+def test_what_users_call_of_a_cell_is_documented(cell, name):
+    assert getattr(cell, name).__doc__
+
+
+def test_the_wheel_holds_jaxrnn_alone_and_imports_in_an_empty_environment(tmp_path):
+    def run(*command, **options):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    pip = ["-m", "pip", "--disable-pip-version-check", "-q"]
+    run(
+        sys.executable, *pip, "wheel", "--no-deps", "--no-build-isolation",
+        "--wheel-dir", str(tmp_path), str(ROOT),
+    )  # fmt: skip
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.partition("/")[0] for name in names}
+    assert tops == {"jaxrnn", f"jaxrnn-{jaxrnn.__version__}.dist-info"}
+    assert "jaxrnn/py.typed" in names
+
+    venv.create(tmp_path / "empty", with_pip=True)
+    python = str(tmp_path / "empty" / "bin" / "python")
+    # the same jax as here: the newest one of this interpreter is not this test's subject
+    run(python, *pip, "install", str(wheel), f"jax=={jax.__version__}")
+    code = (
+        "import jax, jaxrnn\n"
+        "params = jaxrnn.LSTM.init(jax.random.key(0), 3, 5)\n"
+        "_, hs = jaxrnn.unroll(jaxrnn.LSTM, params, jax.numpy.ones((7, 2, 3)))\n"
+        "print(jaxrnn.__version__, hs.shape)"
+    )
+    # away from the checkout, which must not be what is imported
+    printed = run(python, "-I", "-c", code, cwd=tmp_path)
+    assert printed.split("\n")[0] == f"{jaxrnn.__version__} (7, 2, 5)"

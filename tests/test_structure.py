@@ -1,0 +1,112 @@
+"""What the compiled loops hold: the structure that makes the rule small and fast."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from problems import make_problem
+
+import jaxrnn
+
+T, B, I, H = 64, 3, 5, 7
+POLICIES = ["gates", "states", "carries"]
+
+
+def jaxprs_of(equation):
+    for value in equation.params.values():
+        for leaf in jax.tree.leaves(value, is_leaf=lambda v: hasattr(v, "eqns")):
+            inner = getattr(leaf, "jaxpr", leaf)
+            if hasattr(inner, "eqns"):
+                yield inner
+
+
+def equations(jaxpr):
+    """Every equation, those of inner programs included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_of(equation):
+            yield from equations(inner)
+
+
+def step_loops(f, *args):
+    """The innermost scans of f's program: those over single steps."""
+    loops = [e for e in equations(jax.make_jaxpr(f)(*args).jaxpr) if e.primitive.name == "scan"]
+    return [
+        loop
+        for loop in loops
+        if not any(e.primitive.name == "scan" for j in jaxprs_of(loop) for e in equations(j))
+    ]
+
+
+def carries(loop):
+    n, m = loop.params["num_consts"], loop.params["num_carry"]
+    return [v.aval.shape for v in loop.invars[n : n + m]]
+
+
+def products(loop):
+    (body,) = jaxprs_of(loop)
+    return sum(e.primitive.name == "dot_general" for e in equations(body))
+
+
+def training_step(cell, unroll, **options):
+    problem = make_problem(cell, T=T, batch=(B,), I=I, H=H)
+
+    def loss(params, xs, initial_state):
+        inputs = problem._replace(params=params, xs=xs, initial_state=initial_state)
+        final, hs = inputs.outputs(unroll, **options)
+        return jnp.sum(hs) + sum(jnp.sum(leaf) for leaf in final)
+
+    gradient = jax.grad(loss, argnums=(0, 1, 2))
+    return step_loops(gradient, problem.params, problem.xs, problem.initial_state)
+
+
+@pytest.mark.parametrize("masks", [{}, {"lengths": jnp.array([64, 5, 0]), "reverse": True}])
+@pytest.mark.parametrize("residuals", POLICIES)
+def test_every_step_loop_carries_the_state_alone_and_holds_one_product(cell, residuals, masks):
+    loops = training_step(cell, jaxrnn.unroll, residuals=residuals, **masks)
+    # forwards and backwards, and forwards again where the states of a chunk were not kept
+    assert len(loops) == (3 if residuals == "carries" else 2)
+    state = [(B, H)] * len(cell.initial_state(cell.init(jax.random.key(0), I, H)))
+    for loop in loops:
+        assert carries(loop) == state
+        assert products(loop) == 1
+
+
+def test_the_loops_that_autodiff_makes_carry_weights(cell):
+    """That the test above can fail: the derivative of the reference does what it forbids."""
+    _, backward = training_step(cell, jaxrnn.unroll_reference)
+    assert any(shape[0] in (I, H) for shape in carries(backward))
+    assert products(backward) > 1
+
+
+@pytest.mark.parametrize("steps", [64, 61, 997])
+def test_a_length_that_no_chunk_divides_adds_one_shorter_chunk(steps):
+    """Whatever T is, the loops are the same in kind: no loop over single steps outside a chunk."""
+    problem = make_problem(jaxrnn.LSTM, T=steps, batch=(B,), I=I, H=H)
+    loops = step_loops(
+        jax.grad(lambda xs: jnp.sum(problem._replace(xs=xs).outputs()[1])), problem.xs
+    )
+    chunks = [loop.params["length"] for loop in loops]
+    assert len(chunks) == (2 if steps == 64 else 4)
+    assert max(chunks) <= 32
+
+
+def test_nothing_is_kept_where_nothing_is_differentiated(cell):
+    problem = make_problem(cell, T=T, batch=(B,), I=I, H=H)
+    jaxpr = jax.make_jaxpr(lambda: problem.outputs())().jaxpr
+    outer = next(e for e in equations(jaxpr) if e.primitive.name == "scan")
+    stacked = outer.outvars[outer.params["num_carry"] :]
+    assert [v.aval.shape for v in stacked] == [(T // 16, 16, B, H)]
+
+
+@pytest.mark.parametrize("residuals", POLICIES)
+def test_what_is_kept_is_what_the_policy_says(cell, residuals):
+    """In units of one [T, B, H] array, beside the arguments that were there anyway."""
+    problem = make_problem(cell, T=T, batch=(B,), I=I, H=H)
+    _, pull = jax.vjp(lambda xs: problem._replace(xs=xs).outputs(residuals=residuals), problem.xs)
+    sizes = [leaf.size for leaf in jax.tree.leaves(pull) if leaf.ndim >= 3]
+    sizes.remove(problem.xs.size)
+    leaves = len(problem.initial_state)
+    gates = {"ELMAN": 0, "LSTM": 4, "GRU": 4}[cell.name]
+    chunk = 8 if residuals == "carries" else 16
+    units = {"gates": leaves + gates, "states": leaves, "carries": 0}[residuals]
+    assert sum(sizes) == (units * T + leaves * T // chunk) * B * H
