@@ -43,7 +43,7 @@ def module_name(path):
 
 
 def imported_modules(path):
-    """Absolute names of all modules of ours that a file imports, `from package import module` too."""
+    """The modules that a file imports, also those of `from package import module`."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
