@@ -79,7 +79,7 @@ class Outputs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What backpropagation through time gives; the last two only when they are recorded.
+    """What backpropagation through time gives; the last two are None unless they are recorded.
 
     ``states [T, ..., H]`` are the adjoints ``ds_t`` of the state after every step, ``deltas`` the
     adjoints of every step's pre-activations, both zero where not valid.
@@ -89,7 +89,7 @@ class Gradients(NamedTuple):
     xs: jax.Array
     initial_state: State
     consts: Consts
-    states: State | None
+    states: State
     deltas: Any
 
 

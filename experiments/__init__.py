@@ -1,0 +1,1 @@
+"""Runnable work on real data: `python -m experiments` lists it."""

@@ -1,0 +1,60 @@
+"""The check before every training: the handwritten gradient against JAX's autodiff."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.errors import CrossCheckError
+
+# what float32 rounding explains
+TOLERANCE = 1e-5
+
+
+def gradient_differences(
+    loss: Callable[..., jax.Array],
+    reference_loss: Callable[..., jax.Array],
+    params: Any,
+    *args: Any,
+) -> dict[str, float]:
+    """Compare the gradients of two losses that have the same value.
+
+    Args:
+        loss: ``loss(params, *args)``, with the handwritten rule.
+        reference_loss: the same loss, differentiated by JAX.
+        params: a pytree of parameters.
+        *args: further arguments of both.
+
+    Returns:
+        For every parameter by name (``"forward.w_hh"``): the largest difference between the two
+        gradients, relative to the largest entry of the reference's.
+    """
+    ours = jax.jit(jax.grad(loss))(params, *args)
+    expected = jax.jit(jax.grad(reference_loss))(params, *args)
+    differences = jax.tree.map(
+        lambda a, b: float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))), ours, expected
+    )
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): difference
+        for path, difference in jax.tree_util.tree_leaves_with_path(differences)
+    }
+
+
+def table(differences: Mapping[str, float]) -> str:
+    """Show the differences, one parameter a line."""
+    width = max(map(len, differences))
+    lines = [f"  {name:{width}}  {value:.1e}" for name, value in differences.items()]
+    head = "gradient by hand against jax.grad of the reference, largest relative difference"
+    return "\n".join([f"{head} (tolerance {TOLERANCE:.0e}):", *lines])
+
+
+def require_agreement(differences: Mapping[str, float]) -> None:
+    """Raise CrossCheckError unless every difference is within the tolerance."""
+    # not `>`: a NaN must fail too
+    failed = [name for name, value in differences.items() if not value <= TOLERANCE]
+    if failed:
+        raise CrossCheckError(
+            f"the handwritten gradient of {', '.join(failed)} differs from jax.grad of the "
+            f"reference by more than {TOLERANCE:.0e} of its largest entry; nothing was trained"
+        )

@@ -1,0 +1,1 @@
+"""Loaders of real recordings: they read files; only `fetch` downloads."""

@@ -1,0 +1,16 @@
+"""The errors that an experiment shows as one message, without a traceback."""
+
+
+class InputError(ValueError):
+    """Something outside the code is wrong and a person can put it right.
+
+    An option, an output folder, a checkpoint or a data file. The message names it, says what was
+    expected and what came, and what to do. On the command line: exit code 2.
+    """
+
+
+class CrossCheckError(RuntimeError):
+    """The handwritten gradient differs from autodiff: nothing trained with it could be trusted.
+
+    On the command line: exit code 1.
+    """

@@ -1,0 +1,170 @@
+"""The pictures of a classification run, as PNG bytes."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+# colours that differ in lightness too, so that they are told apart in grey
+_TRAIN, _HELD_OUT = "tab:blue", "tab:orange"
+
+
+def learning_curves(rows: Sequence[Mapping[str, float]], *, title: str) -> bytes:
+    """Loss and accuracy against the training step, on the training and the held-out utterances.
+
+    Args:
+        rows: one per step with "step" and "loss" (of that step's batch); the steps that were
+            evaluated also hold "train_loss", "train_accuracy" and, where utterances were held out,
+            "holdout_loss" and "holdout_accuracy".
+        title: what was trained.
+    """
+    figure = Figure(figsize=(7, 6.5), layout="constrained")
+    figure.suptitle(title)
+    losses, accuracies = figure.subplots(2, 1, sharex=True)
+    losses.plot(
+        [row["step"] for row in rows],
+        [row["loss"] for row in rows],
+        color="0.75",
+        linewidth=0.8,
+        label="batch of that step, with noise",
+    )
+    evaluated = [row for row in rows if "train_loss" in row]
+    steps = [row["step"] for row in evaluated]
+    curves = [("train", "training utterances", _TRAIN), ("holdout", "held out", _HELD_OUT)]
+    for prefix, label, color in curves:
+        if evaluated and f"{prefix}_loss" in evaluated[0]:
+            for axes, quantity, scale in ((losses, "loss", 1), (accuracies, "accuracy", 100)):
+                values = [scale * row[f"{prefix}_{quantity}"] for row in evaluated]
+                axes.plot(steps, values, color=color, marker=".", label=label)
+    losses.set(ylabel="cross-entropy [nats]", yscale="log")
+    accuracies.set(ylabel="accuracy [%]", xlabel="training step")
+    for axes in (losses, accuracies):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return _png(figure)
+
+
+def confusion_matrix(counts: np.ndarray, *, title: str) -> bytes:
+    """Counts [true speaker, predicted speaker], speakers numbered from 1; errors stand out in red.
+
+    Args:
+        counts: integers [C, C].
+        title: what was classified, and how well.
+    """
+    figure = Figure(figsize=(6.5, 6.5), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title)
+    # the few errors would vanish beside the diagonal on one scale: each has its own
+    right = np.eye(len(counts), dtype=bool)
+    for cells, colors in ((right, "Blues"), (~right, "Reds")):
+        shown = np.ma.masked_where(~cells | (counts == 0), counts)
+        # twice the largest count, to keep the cells light enough for black figures
+        axes.imshow(shown, cmap=colors, vmin=0, vmax=2 * max(1, counts[cells].max()))
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            axes.text(column, row, str(count), ha="center", va="center", fontsize=11)
+    numbers = range(len(counts))
+    names = [str(number + 1) for number in numbers]
+    axes.set_xticks(numbers, names)
+    axes.set_yticks(numbers, names)
+    # thin lines between the cells, on the minor ticks
+    edges = np.arange(len(counts) + 1) - 0.5
+    axes.set_xticks(edges, minor=True)
+    axes.set_yticks(edges, minor=True)
+    axes.grid(which="minor", color="0.85", linewidth=0.8)
+    axes.tick_params(which="both", length=0)
+    axes.set(xlabel="predicted speaker", ylabel="true speaker")
+    return _png(figure)
+
+
+def gradient_flow(
+    before: Mapping[str, np.ndarray],
+    after: Mapping[str, np.ndarray],
+    lengths: np.ndarray,
+    *,
+    frame_shift: float,
+    title: str,
+) -> bytes:
+    """Norm of the loss's gradient with respect to the hidden state, at every frame.
+
+    A column per direction. Above, every utterance (sorted by length) and frame, before and after
+    training; below, how much of the gradient is left n frames away from the state that is read out.
+
+    Args:
+        before: per direction ("forward", "backward"), norms [T, N] at the initial parameters.
+        after: the same at the trained ones.
+        lengths: frames of each utterance [N].
+        frame_shift: milliseconds between frames.
+        title: what was trained.
+    """
+    order = np.argsort(lengths, kind="stable")
+    frames = np.arange(max(lengths))
+    valid = frames[:, None] < lengths
+    directions = [name for name in ("forward", "backward") if name in before]
+    figure = Figure(figsize=(1.5 + 4.5 * len(directions), 10.5), layout="constrained")
+    figure.suptitle(title)
+    grid = figure.subplots(3, len(directions), squeeze=False, height_ratios=(1, 1, 0.9))
+    colors = matplotlib.colormaps["viridis"].with_extremes(bad="white")
+    for axes_row, norms, when in zip(grid, (before, after), ("before", "after"), strict=False):
+        inside = np.concatenate([norms[name][: len(frames)][valid] for name in directions])
+        # a loss that is zero in float32 has no gradient: keep the scale above zero
+        strongest = max(inside.max(), np.finfo(np.float32).tiny)
+        # the weakest percent would stretch the scale over decades that hold nothing
+        weakest = np.quantile(inside, 0.01)
+        scale = LogNorm(np.clip(weakest, 1e-6 * strongest, 0.1 * strongest), strongest)
+        for axes, name in zip(axes_row, directions, strict=True):
+            shown = np.where(valid, norms[name][: len(frames)], np.nan).T[order]
+            image = axes.imshow(
+                shown, norm=scale, cmap=colors, aspect="auto", origin="lower", interpolation="none"
+            )
+            axes.set(title=f"{name} direction, {when} training", xlabel="frame")
+        axes_row[0].set_ylabel("utterance, from short to long")
+        figure.colorbar(image, ax=axes_row, label="norm of the gradient [nats]")
+    for axes, name in zip(grid[2], directions, strict=True):
+        away = frames[:, None] if name == "backward" else lengths - 1 - frames[:, None]
+        for norms, when, color in ((before, "before", "0.45"), (after, "after", "tab:red")):
+            _share_left(axes, norms[name][: len(frames)], away, valid, when, color)
+        axes.set(xlabel="frames from the read-out state", yscale="log")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(loc="upper right")
+        milliseconds = axes.secondary_xaxis(
+            "top", functions=(lambda n: n * frame_shift, lambda ms: ms / frame_shift)
+        )
+        milliseconds.set_xlabel(f"{name} direction: milliseconds from the read-out state")
+    grid[2][0].set_ylabel("norm, relative to the read-out state's")
+    return _png(figure)
+
+
+def _share_left(
+    axes: matplotlib.axes.Axes,
+    norms: np.ndarray,
+    away: np.ndarray,
+    valid: np.ndarray,
+    when: str,
+    color: str,
+) -> None:
+    """Median and 10..90 % band, over utterances, of the norm n frames from the read-out state."""
+    at_read_out = np.sum(np.where(valid & (away == 0), norms, 0), axis=0)
+    some = at_read_out > 0
+    if not some.any():
+        return
+    shares = norms / np.where(some, at_read_out, 1)
+    at_distance = [valid & some & (away == n) for n in range(len(norms))]
+    # the few longest utterances alone make no quantiles
+    enough = min(10, np.sum(some))
+    distances = [n for n, where in enumerate(at_distance) if np.sum(where) >= enough]
+    low, median, high = np.transpose(
+        [np.quantile(shares[at_distance[n]], (0.1, 0.5, 0.9)) for n in distances]
+    )
+    axes.fill_between(distances, low, high, color=color, alpha=0.2, linewidth=0)
+    axes.plot(distances, median, color=color, label=f"{when} training: median, 10 to 90 %")
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()

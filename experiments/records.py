@@ -1,0 +1,76 @@
+"""What a run leaves in its folder, written so that a kill at any moment does no harm."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.errors import InputError
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the output folder; InputError where it cannot be made or written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "probe", b"")
+        (folder / "probe").unlink()
+    except OSError as error:
+        raise InputError(
+            f"--out must name a folder that can be made and written; got {folder}: "
+            f"{error.strerror}. Choose another --out."
+        ) from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: readers see the old content or the new, never a part."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def append_rows(path: Path, rows: Iterable[Mapping[str, float]]) -> None:
+    """Append one JSON object a line."""
+    with path.open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def read_rows(path: Path, last_step: int) -> list[dict[str, float]]:
+    """Cut a metrics file back to the steps 1..``last_step`` and return their rows.
+
+    A killed run may have written rows past its last checkpoint, the last one cut short: the resumed
+    run writes those steps again.
+
+    Args:
+        path: the file, a JSON object with a "step" a line; need not exist where ``last_step`` is 0.
+        last_step: the step of the checkpoint that the run continues from.
+
+    Raises:
+        InputError: the file does not hold the steps 1..``last_step``, each once and in order.
+    """
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = lines[:last_step]
+    try:
+        rows = [json.loads(line) for line in kept]
+        steps = [row["step"] for row in rows]
+    except (ValueError, KeyError, TypeError):
+        steps = []
+    if steps != list(range(1, last_step + 1)):
+        raise InputError(
+            f"{path} must hold the steps 1..{last_step}, each once, up to the checkpoint beside "
+            f"it; it was changed. Remove {path.parent} to start over, or choose another --out."
+        )
+    write_atomically(path, "".join(kept).encode())
+    return rows
+
+
+def sha256_of_arrays(tree: Any) -> str:
+    """SHA-256 over the bytes of all leaves, in the order of `jax.tree.leaves`."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()

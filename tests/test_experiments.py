@@ -1,0 +1,481 @@
+"""The experiments keep their promises: on the command line, on disk, and through a kill."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxrnn
+from experiments import baselines, checkpoints, cross_check, plots, records
+from experiments.__main__ import EXPERIMENTS, main
+from experiments.data import japanese_vowels
+from experiments.data.japanese_vowels import Utterances
+from experiments.data.training import prepare_training
+from experiments.errors import CrossCheckError, InputError
+from experiments.spoken_vowels import Config, comparison, draw_batch
+
+ROOT = Path(__file__).parent.parent
+# the cell that compiles fastest, for the tests that do not ask for another
+SMOKE = ("--smoke", "--cell", "elman")
+PICTURES = ("learning_curves.png", "confusion_matrix.png", "gradient_flow.png")
+CELL_PARAMS = {
+    "elman": ("w_ih", "w_hh", "b"),
+    "lstm": ("w_ih", "w_hh", "b"),
+    "gru": ("w_ih", "w_hh", "b", "b_hn"),
+}
+
+# runs the command line after replacing one function: PATCH sees the modules and `arguments`
+PATCHED = """
+import os, signal, sys
+from experiments import __main__, checkpoints, classifier, plots, spoken_vowels
+from experiments.data import japanese_vowels
+def kill(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+{patch}
+sys.exit(__main__.main(sys.argv[1:]))
+"""
+
+
+# runs that several tests read are made once: keep these tests in one worker
+pytestmark = pytest.mark.xdist_group("experiments")
+
+
+@pytest.fixture(scope="module")
+def run_experiment(tmp_path_factory):
+    """Run `python -m experiments ARGUMENTS` in a process of its own, without the tests' JAX flags.
+
+    A smoke run spends its time on compiling: the processes share what they compile, and optimise
+    little.
+    """
+    environment = {name: value for name, value in os.environ.items() if "JAX" not in name}
+    environment |= {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "COLUMNS": "100",
+    }
+
+    def run(*arguments, patch=None):
+        program = ["-m", "experiments"] if patch is None else ["-c", PATCHED.format(patch=patch)]
+        return subprocess.run(
+            [sys.executable, *program, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=tmp_path_factory.getbasetemp(),
+            timeout=300,
+            check=False,
+        )
+
+    return run
+
+
+WATCH_TEST_SET = """
+load = japanese_vowels.load
+def watched(split):
+    if split == "test":
+        rows = open(sys.argv[sys.argv.index("--out") + 1] + "/metrics.jsonl").readlines()
+        print("test set read after step", len(rows))
+    return load(split)
+japanese_vowels.load = watched
+"""
+
+
+@pytest.fixture(scope="module")
+def smoke(run_experiment, tmp_path_factory):
+    """Folder and output of an uninterrupted smoke run; tests must not change the folder."""
+    out = tmp_path_factory.mktemp("smoke") / "out"
+    done = run_experiment("spoken_vowels", *SMOKE, "--out", out, patch=WATCH_TEST_SET)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def result_of(out):
+    return json.loads((out / "result.json").read_text())
+
+
+def rows_of(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_bad_input(code, errors, *parts):
+    assert code == 2, errors
+    assert "Traceback" not in errors
+    # a frame around the message may break its lines
+    shown = " ".join(errors.replace("│", " ").split())
+    for part in parts:
+        assert part in shown
+
+
+@pytest.fixture
+def command_line(capsys):
+    """Run the command line in this process, for what ends before any work: (code, out, err)."""
+
+    def run(*arguments):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+# the command line
+
+
+def test_no_arguments_list_every_experiment_with_one_line(command_line):
+    code, output, _ = command_line()
+    assert code == 0
+    for name in EXPERIMENTS:
+        (line,) = [line for line in output.splitlines() if line.startswith(f"  {name} ")]
+        assert len(line.removeprefix(f"  {name}").strip()) > 20
+
+
+def test_listing_does_not_import_jax():
+    lines = ["import sys", "from experiments.__main__ import main", "main([])"]
+    program = "; ".join([*lines, "sys.exit('jax' in sys.modules)"])
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_unknown_experiment_is_refused_with_the_known_ones(run_experiment):
+    done = run_experiment("spoken_vowel")
+    assert_bad_input(done.returncode, done.stderr, "'spoken_vowel'", *EXPERIMENTS)
+
+
+def test_help_explains_every_option(command_line):
+    code, output, _ = command_line("spoken_vowels", "--help")
+    assert code == 0
+    for name in Config.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in output
+    assert "{elman,lstm,gru}" in output
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("cell", "transformer"),
+        ("hidden_size", 0),
+        ("steps", -1),
+        ("batch_size", 0),
+        ("batch_size", 271),
+        ("learning_rate", 0.0),
+        ("learning_rate", math.nan),
+        ("weight_decay", -1.0),
+        ("noise", -0.5),
+        ("noise", math.inf),
+        ("holdout", 30),
+        ("seed", -1),
+        ("eval_every", 0),
+        ("save_every", 0),
+    ],
+)
+def test_bad_option_is_refused_by_name_with_what_was_expected(field, value):
+    option = "--" + field.replace("_", "-")
+    with pytest.raises(InputError, match=f"^{option} must be .*; got {value}$"):
+        Config(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--hidden-size", "0"], ["--hidden-size must be at least 1; got 0"]),
+        (["--cell", "transformer"], ["transformer", "--cell", "elman", "lstm", "gru"]),
+        (["--steps", "many"], ["--steps", "many"]),
+    ],
+)
+def test_bad_option_exits_with_2_and_no_traceback(command_line, arguments, parts):
+    code, _, errors = command_line("spoken_vowels", *arguments)
+    assert_bad_input(code, errors, *parts)
+
+
+def test_unwritable_out_is_refused(command_line, tmp_path):
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "out"
+    code, _, errors = command_line("spoken_vowels", "--smoke", "--out", out)
+    assert_bad_input(code, errors, "--out", str(out), "Not a directory")
+
+
+def test_damaged_data_file_is_refused(command_line, tmp_path, monkeypatch):
+    damaged = tmp_path / "japanese_vowels.npz"
+    damaged.write_bytes(japanese_vowels.PATH.read_bytes()[:-1])
+    whole = japanese_vowels.load
+    monkeypatch.setattr(japanese_vowels, "load", lambda split: whole(split, damaged))
+    code, _, errors = command_line("spoken_vowels", "--smoke", "--out", tmp_path)
+    assert_bad_input(code, errors, str(damaged), "expected SHA-256", "found", "git checkout")
+
+
+# a run
+
+
+@pytest.mark.parametrize("cell", CELL_PARAMS)
+def test_smoke_run_writes_every_promised_file(cell, run_experiment, smoke, tmp_path):
+    if cell == "elman":
+        out, output = smoke
+    else:
+        out = tmp_path / "out"
+        # one of the cells in one direction, and with nothing held out
+        options = ["--no-bidirectional", "--holdout", "0"] if cell == "lstm" else []
+        done = run_experiment("spoken_vowels", "--smoke", "--cell", cell, "--out", out, *options)
+        assert done.returncode == 0, done.stderr
+        output = done.stdout
+    directions = ("forward",) if cell == "lstm" else ("forward", "backward")
+    result = result_of(out)
+    assert 0 <= result["test_accuracy"] <= 1
+    assert result["config"]["cell"] == cell
+    assert len(result["params_sha256"]) == 64
+    assert set(result["versions"]) == {"python", "jax", "jaxlib", "jaxrnn", "optax", "numpy"}
+    assert result["versions"]["jaxrnn"] == jaxrnn.__version__
+    assert all(0.9 < accuracy < 1 for accuracy in result["baselines"].values())
+    names = [f"{name}.{leaf}" for name in directions for leaf in CELL_PARAMS[cell]]
+    names += ["readout.w", "readout.b"]
+    assert set(result["cross_check"]["differences"]) == set(names)
+    assert max(result["cross_check"]["differences"].values()) <= result["cross_check"]["tolerance"]
+    rows = rows_of(out)
+    assert [row["step"] for row in rows] == list(range(1, 7))
+    assert all({"loss", "gradient_norm"} <= set(row) for row in rows)
+    assert "train_accuracy" in rows[-1]
+    assert ("holdout_accuracy" in rows[-1]) == (cell != "lstm")
+    for picture in PICTURES:
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+    assert any((out / "checkpoints").iterdir())
+    assert not list(out.glob("*.partial"))
+    # the cross-check comes first, the comparison last; who loses is told so
+    assert output.index(names[0]) < output.index("step     2") < output.index("test accuracy")
+    assert "The network LOSES to: ridge" in output
+
+
+def test_test_set_is_read_once_and_after_the_last_step(smoke):
+    _, output = smoke
+    assert output.count("test set read") == 1
+    assert "test set read after step 6\n" in output
+
+
+def test_wrong_gradient_stops_the_run_before_training(run_experiment, tmp_path):
+    # the reference of another network: what a wrong rule looks like
+    patch = """
+right = classifier.AUTODIFF.unroll
+def wrong(cell, params, xs, **options):
+    return right(cell, params, 1.001 * xs, **options)
+classifier.AUTODIFF = classifier.AUTODIFF._replace(unroll=wrong)
+"""
+    done = run_experiment("spoken_vowels", *SMOKE, "--out", tmp_path, patch=patch)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "forward.w_ih" in done.stderr
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+# kill and resume
+
+KILL_AT_STEP = """
+draw = spoken_vowels.draw_batch
+count = iter(range(1000))
+# the first batch drawn is the cross-check's
+def killing(*arguments, **options):
+    return kill() if next(count) == {calls} else draw(*arguments, **options)
+spoken_vowels.draw_batch = killing
+"""
+KILL_MOMENTS = [
+    # before the first checkpoint (of step 3)
+    KILL_AT_STEP.format(calls=2),
+    # at the first checkpoint: its rows are written, it is not
+    "checkpoints.save = kill",
+    # past the first checkpoint, with rows that it does not cover
+    KILL_AT_STEP.format(calls=6),
+    # all is trained, the results are not written: the next run has nothing left to train
+    "plots.gradient_flow = kill",
+]
+
+
+def test_run_killed_at_many_moments_ends_like_one_never_killed(run_experiment, smoke, tmp_path):
+    for patch in KILL_MOMENTS:
+        done = run_experiment("spoken_vowels", *SMOKE, "--out", tmp_path, patch=patch)
+        assert done.returncode == -9, done.stderr
+        assert not (tmp_path / "result.json").exists()
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 5, "lo')
+    done = run_experiment("spoken_vowels", *SMOKE, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "continuing after step 6" in done.stdout
+    assert result_of(tmp_path)["params_sha256"] == result_of(smoke[0])["params_sha256"]
+    assert rows_of(tmp_path) == rows_of(smoke[0])
+
+
+def test_run_into_the_folder_of_another_is_refused(run_experiment, smoke, tmp_path):
+    out = shutil.copytree(smoke[0], tmp_path / "out")
+    done = run_experiment("spoken_vowels", *SMOKE, "--noise", "0.25", "--out", out)
+    assert_bad_input(done.returncode, done.stderr, "noise is 1.0 there and 0.25 here")
+    assert rows_of(out) == rows_of(smoke[0])
+
+
+@pytest.fixture
+def state():
+    params = {"w": jnp.arange(6, dtype=jnp.float32).reshape(2, 3), "b": jnp.float32(1)}
+    return jaxrnn.init_train_state(params, optax.adam(1e-3), jax.random.key(7))
+
+
+def at_step(state, step):
+    return state._replace(step=jnp.asarray(step, state.step.dtype))
+
+
+def assert_same(one, other):
+    same = jax.tree.map(lambda a, b: a.dtype == b.dtype and bool((a == b).all()), one, other)
+    assert all(jax.tree.leaves(same))
+
+
+def test_checkpoint_restores_every_bit(state, tmp_path):
+    with checkpoints.open_checkpoints(tmp_path) as manager:
+        checkpoints.save(manager, at_step(state, 4), {"a": 1})
+        assert_same(checkpoints.restore_latest(manager, state, {"a": 1}), at_step(state, 4))
+
+
+def test_no_checkpoint_gives_the_fresh_state(state, tmp_path):
+    with checkpoints.open_checkpoints(tmp_path) as manager:
+        assert checkpoints.restore_latest(manager, state, {}) is state
+
+
+def test_foreign_checkpoint_is_refused_with_the_differing_options(state, tmp_path):
+    with checkpoints.open_checkpoints(tmp_path / "checkpoints") as manager:
+        checkpoints.save(manager, at_step(state, 4), {"noise": 0.5, "seed": 1})
+        with pytest.raises(InputError) as refused:
+            checkpoints.restore_latest(manager, state, {"noise": 0.25, "seed": 1})
+    message = str(refused.value)
+    folder = tmp_path / "checkpoints" / "4"
+    for part in (f"{folder} is of another run", "noise is 0.5 there and 0.25 here", "--out"):
+        assert part in message
+    assert "seed" not in message
+
+
+def test_damaged_checkpoint_is_named_and_removing_it_helps(state, tmp_path):
+    with checkpoints.open_checkpoints(tmp_path) as manager:
+        for step in (3, 6):
+            checkpoints.save(manager, at_step(state, step), {})
+    for path in (tmp_path / "6").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:-3])
+    remedy = f"{tmp_path}/6 is damaged .* Remove that folder"
+    with checkpoints.open_checkpoints(tmp_path) as manager, pytest.raises(InputError, match=remedy):
+        checkpoints.restore_latest(manager, state, {})
+    shutil.rmtree(tmp_path / "6")
+    with checkpoints.open_checkpoints(tmp_path) as manager:
+        assert_same(checkpoints.restore_latest(manager, state, {}), at_step(state, 3))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "removed"])
+def test_no_damage_to_a_checkpoint_changes_the_state_unnoticed(state, tmp_path, damage):
+    with checkpoints.open_checkpoints(tmp_path / "whole") as manager:
+        checkpoints.save(manager, state, {})
+    files = [path for path in (tmp_path / "whole").rglob("*") if path.is_file()]
+    refused = 0
+    for number, file in enumerate(path for path in files if path.stat().st_size):
+        copy = tmp_path / str(number)
+        shutil.copytree(tmp_path / "whole", copy)
+        target = copy / file.relative_to(tmp_path / "whole")
+        content = bytearray(target.read_bytes())
+        content[len(content) // 2] ^= 255
+        target.write_bytes(content if damage == "flipped" else content[: len(content) // 2])
+        if damage == "removed":
+            target.unlink()
+        with checkpoints.open_checkpoints(copy) as manager:
+            try:
+                restored = checkpoints.restore_latest(manager, state, {})
+            except InputError:
+                refused += 1
+            else:
+                assert_same(restored, state)
+    assert refused
+
+
+def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    records.append_rows(path, [{"step": step, "loss": 0.5} for step in range(1, 6)])
+    with path.open("a") as file:
+        file.write('{"step": 6, "lo')
+    assert [row["step"] for row in records.read_rows(path, 3)] == [1, 2, 3]
+    assert len(path.read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("lines", ["", '{"step": 1}\n', '{"step": 1}\n{"step": 1}\n', "1\n2\n"])
+def test_metrics_that_lack_a_step_are_refused(lines, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(lines)
+    with pytest.raises(InputError, match=r"must hold the steps 1\.\.2"):
+        records.read_rows(path, 2)
+
+
+# the pieces
+
+
+def test_cross_check_refuses_differences_above_the_tolerance_and_nan():
+    cross_check.require_agreement({"w": cross_check.TOLERANCE})
+    for value in (2 * cross_check.TOLERANCE, math.nan):
+        with pytest.raises(CrossCheckError, match="gradient of w differs"):
+            cross_check.require_agreement({"w": value, "b": 0.0})
+
+
+def test_cross_check_measures_relative_to_the_largest_entry():
+    differences = cross_check.gradient_differences(
+        lambda params: (params["w"] * jnp.array([1.0, 4.04])).sum(),
+        lambda params: (params["w"] * jnp.array([1.0, 4.0])).sum(),
+        {"w": jnp.ones(2)},
+    )
+    assert differences == {"w": pytest.approx(0.01)}
+
+
+def test_training_statistics_are_of_valid_training_frames_only():
+    data = prepare_training(holdout=3)
+    assert (len(data.train.labels), len(data.held_out.labels)) == (243, 27)
+    assert np.bincount(data.train.labels).tolist() == [27] * 9
+    valid = np.arange(len(data.train.xs))[:, None] < data.train.lengths
+    np.testing.assert_allclose(data.train.xs[valid].mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(data.train.xs[valid].std(axis=0), 1, atol=1e-5)
+
+
+def test_batch_depends_on_seed_and_step_alone():
+    train = prepare_training(holdout=3).train
+    batches = [
+        draw_batch(train, Config(seed=seed), step)
+        for seed, step in [(0, 5), (0, 5), (0, 6), (1, 5)]
+    ]
+    same = [np.array_equal(batches[0].xs, batch.xs) for batch in batches]
+    assert same == [True, True, False, False]
+
+
+def test_baselines_do_not_read_the_padding():
+    generator = np.random.default_rng(0)
+    xs = generator.normal(size=(5, 3, 2)).astype(np.float32)
+    lengths = np.array([5, 1, 3])
+    padding = np.arange(5)[:, None] >= lengths
+    xs[padding] = np.nan
+    assert np.isfinite(baselines.channel_statistics(Utterances(xs, lengths, lengths))).all()
+
+
+@pytest.mark.parametrize("count", [1, 12])
+def test_gradient_picture_is_drawn_where_some_or_all_gradients_are_zero(count):
+    lengths = np.arange(count) % 3 + 1
+    before = np.where(np.arange(3)[:, None] < lengths, np.float32(0.5), 0)
+    before[:, ::2] = 0
+    picture = plots.gradient_flow(
+        {"forward": before}, {"forward": 0 * before}, lengths, frame_shift=6.4, title="zeros"
+    )
+    assert picture.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "words"),
+    [(0.99, "beats all"), (0.9, "only equals: a"), (0.85, "LOSES to: a")],
+)
+def test_comparison_says_in_words_who_wins(accuracy, words):
+    assert words in comparison("LSTM", accuracy, {"a": 0.9, "b": 0.8}, 100)
