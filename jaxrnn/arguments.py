@@ -13,6 +13,7 @@ from jaxrnn.masks import zero_where
 from jaxrnn.validation import (
     array,
     describe,
+    floating,
     lengths_of,
     matching_arrays,
     same_structure,
@@ -82,7 +83,7 @@ def validate(
 
 def plan_engine(s: Sequence, *, residuals: str | None, return_states: bool) -> bptt.Plan:
     """The static half of a call: what the engine keeps, in chunks of how many steps."""
-    if residuals is not None and residuals not in bptt.RESIDUALS:
+    if residuals is not None and not (isinstance(residuals, str) and residuals in bptt.RESIDUALS):
         raise ValueError(f"`residuals` must be None or one of {bptt.RESIDUALS}; got {residuals!r}")
     residuals = residuals or "states"
     return bptt.Plan(
@@ -129,9 +130,7 @@ def _validate_params(cell: Cell, params: Params) -> tuple[Params, tuple[int, int
 
     def check(path: Any, leaf: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
         label = "params" + jax.tree_util.keystr(path)
-        leaf = array(label, leaf)
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(f"`{label}` must have a floating dtype; got {leaf.dtype}")
+        leaf = floating(label, leaf)
         if leaf.ndim != len(like.shape) or 0 in leaf.shape:
             raise ValueError(
                 f"`{label}` must have {len(like.shape)} axes, none of them empty; "

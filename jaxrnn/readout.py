@@ -18,12 +18,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.export import register_namedtuple_serialization
 
 from jaxrnn import products
 from jaxrnn.initializers import Initializer, glorot_uniform, zeros
 from jaxrnn.products import accumulation_dtype, bias_gradient, input_gradient, weight_gradient
-from jaxrnn.validation import array, concrete, describe, lengths_of, positive_size
+from jaxrnn.validation import (
+    array,
+    concrete,
+    describe,
+    floating,
+    floating_dtype,
+    lengths_of,
+    size,
+)
 
 __all__ = [
     "AffineParams",
@@ -55,7 +64,8 @@ def init_affine(
     bias_init: Initializer = zeros,
 ) -> AffineParams:
     """Initial weights of an affine head, each initializer a function ``(key, shape, dtype)``."""
-    H, O = positive_size("hidden_size", hidden_size), positive_size("output_size", output_size)
+    H, O = size("hidden_size", hidden_size), size("output_size", output_size)
+    dtype = floating_dtype("dtype", dtype)
     k_w, k_b = jax.random.split(key)
     return AffineParams(w=weight_init(k_w, (H, O), dtype), b=bias_init(k_b, (O,), dtype))
 
@@ -69,8 +79,8 @@ def affine(params: AffineParams, hs: jax.Array) -> jax.Array:
     """
     if not isinstance(params, AffineParams):
         raise TypeError(f"`params` must be AffineParams; got {describe(params)}")
-    params = AffineParams(array("params.w", params.w), array("params.b", params.b))
-    hs = array("hs", hs)
+    params = AffineParams(floating("params.w", params.w), floating("params.b", params.b))
+    hs = floating("hs", hs)
     if params.w.ndim != 2 or params.b.shape != params.w.shape[1:]:
         raise ValueError(f"`params` must hold w [H, O] and b [O]; got {describe(params)}")
     H = params.w.shape[0]
@@ -131,26 +141,28 @@ def softmax_cross_entropy(
         [[-0.25  0.25]
          [ 0.25 -0.25]]
     """
-    values, kept = concrete(labels), True if mask is None else concrete(mask)
-    logits, labels = _floating("logits", logits), array("labels", labels)
+    logits = floating("logits", logits)
     if logits.ndim < 1:
         raise ValueError(f"`logits` must be [..., O]; got shape {logits.shape}")
+    *positions, O = logits.shape
+    kept = _validate_mask(mask, tuple(positions))
+    given, labels = labels, array("labels", labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"`labels` must be integers; got dtype {labels.dtype}")
-    if labels.shape != logits.shape[:-1]:
+    if labels.shape != kept.shape:
         raise ValueError(
-            f"`labels` must have the shape of `logits` without its last axis, "
-            f"{logits.shape[:-1]}; got shape {labels.shape}"
+            f"`labels` must have the shape of `logits` without its last axis, {kept.shape}; "
+            f"got shape {labels.shape}"
         )
-    mask = _validate_mask(mask, labels.shape)
-    if values is not None and kept is not None:
-        values, O = values[np.broadcast_to(kept, values.shape)], logits.shape[-1]
+    values, known = concrete(given), concrete(True if mask is None else mask)
+    if values is not None and known is not None:
+        values = values[np.broadcast_to(known, values.shape)]
         if values.size and (values.min() < 0 or values.max() >= O):
             raise ValueError(
                 f"`labels` must lie in 0..{O - 1}, the classes of `logits`; "
                 f"got values from {values.min()} to {values.max()}"
             )
-    return _softmax_cross_entropy(logits, labels, mask)
+    return _softmax_cross_entropy(logits, labels, kept)
 
 
 def _mean_cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
@@ -187,8 +199,10 @@ def _softmax_inputs(
 ) -> tuple[jax.Array, jax.Array]:
     """The kept logits in the accumulation dtype, and which class is each position's label."""
     wide = logits.astype(accumulation_dtype(logits.dtype))
-    classes = jnp.arange(logits.shape[-1], dtype=labels.dtype)
-    chosen = labels[..., None] == classes.reshape((1,) * labels.ndim + (-1,))
+    # in 32 bits at least: narrower labels could not be compared with more classes than they hold
+    labels = labels if labels.dtype.itemsize > 4 else labels.astype(jnp.int32)
+    classes = lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
+    chosen = jnp.broadcast_to(labels[..., None], logits.shape) == classes
     return jnp.where(mask[..., None], wide, 0), chosen
 
 
@@ -217,7 +231,7 @@ def squared_error(
         >>> print(jaxrnn.squared_error(jnp.array([[3.0], [1.0]]), jnp.array([[1.0], [1.0]])))
         1.0
     """
-    predictions, targets = _floating("predictions", predictions), _floating("targets", targets)
+    predictions, targets = floating("predictions", predictions), floating("targets", targets)
     if predictions.ndim < 1:
         raise ValueError(f"`predictions` must be [..., O]; got shape {predictions.shape}")
     if targets.shape != predictions.shape:
@@ -283,13 +297,6 @@ def last_valid(hs: jax.Array, lengths: jax.Array) -> jax.Array:
     last = jnp.maximum(lengths - 1, 0)[None, ..., None]
     h = jnp.take_along_axis(hs, last, axis=0, mode="clip")[0]
     return jnp.where((lengths > 0)[..., None], h, 0)
-
-
-def _floating(name: str, value: Any) -> jax.Array:
-    value = array(name, value)
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise TypeError(f"`{name}` must have a floating dtype; got {value.dtype}")
-    return value
 
 
 def _validate_mask(mask: Any, shape: tuple[int, ...]) -> jax.Array:

@@ -9,13 +9,13 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from jaxrnn import bptt
 from jaxrnn.arguments import cut_final, engine_steps, plan_engine, steps_before, validate
 from jaxrnn.cells.contract import Cell, Consts, Params, State
 from jaxrnn.masks import select, zero_unless, zero_where
+from jaxrnn.validation import array, size
 
 __all__ = ["unroll", "unroll_reference", "valid_steps"]
 
@@ -141,8 +141,8 @@ def valid_steps(lengths: jax.Array, T: int) -> jax.Array:
     What the losses take as ``mask`` to leave the padding out.
 
     Raises:
-        TypeError: lengths that are not integers.
-        ValueError: concrete lengths outside 0..T (traced ones are clipped).
+        TypeError: lengths that are not integers; T that is not an int.
+        ValueError: concrete lengths outside 0..T (traced ones are clipped); a negative T.
 
     Example:
         >>> import jax.numpy as jnp, jaxrnn
@@ -151,7 +151,8 @@ def valid_steps(lengths: jax.Array, T: int) -> jax.Array:
          [1 0]
          [0 0]]
     """
-    return steps_before(lengths, T, jnp.shape(lengths))
+    T = size("T", T, least=0)
+    return steps_before(lengths, T, array("lengths", lengths).shape)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax.export import register_namedtuple_serialization
 
+from jaxrnn.validation import describe
+
 __all__ = ["TrainState", "init_train_state", "make_train_step"]
 
 
@@ -35,7 +37,11 @@ def init_train_state(
 
     Params and key are copied: the training step donates its state, and with it would delete the
     arrays that the caller still holds.
+
+    Raises:
+        TypeError: an optimizer that is not optax's.
     """
+    _require_optimizer(optimizer)
     params, key = jax.tree.map(jnp.copy, (params, key))
     return TrainState(
         step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params), key=key
@@ -79,24 +85,32 @@ def make_train_step(
         >>> int(state.step), sorted(metrics)
         (1, ['gradient_norm', 'loss'])
     """
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(
-            f"`optimizer` must be an optax.GradientTransformation; got {type(optimizer).__name__}"
-        )
+    _require_optimizer(optimizer)
 
     def loss_and_aux(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
         out = loss_fn(params, batch, key)
-        loss, aux = out if has_aux else (out, {})
-        if jnp.shape(loss) != ():
-            raise TypeError(f"`loss_fn` must return a scalar loss; got shape {jnp.shape(loss)}")
+        if not has_aux:
+            out = (out, {})
+        elif not isinstance(out, tuple) or len(out) != 2:
+            raise TypeError(f"`loss_fn` must return (loss, aux) with has_aux; got {describe(out)}")
+        loss, aux = out
+        if not hasattr(loss, "dtype") or not jnp.issubdtype(loss.dtype, jnp.floating):
+            raise TypeError(
+                f"`loss_fn` must return a floating scalar loss; got {describe(loss)} "
+                "(a pair of loss and aux needs has_aux=True)"
+            )
+        if loss.shape != ():
+            raise TypeError(f"`loss_fn` must return a scalar loss; got shape {loss.shape}")
         if not isinstance(aux, dict) or not {"loss", "gradient_norm"}.isdisjoint(aux):
             raise TypeError(
                 "`loss_fn` must return `aux` as a dict without the keys 'loss' and "
-                f"'gradient_norm'; got {aux!r}"
+                f"'gradient_norm'; got {describe(aux)}"
             )
         return loss, aux
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        if not isinstance(state, TrainState):
+            raise TypeError(f"`state` must be a jaxrnn.TrainState; got {describe(state)}")
         key = jax.random.fold_in(state.key, state.step)
         (loss, aux), gradients = jax.value_and_grad(loss_and_aux, has_aux=True)(
             state.params, batch, key
@@ -114,3 +128,10 @@ def make_train_step(
         )
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def _require_optimizer(optimizer: Any) -> None:
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(
+            f"`optimizer` must be an optax.GradientTransformation; got {type(optimizer).__name__}"
+        )

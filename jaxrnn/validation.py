@@ -13,10 +13,12 @@ __all__ = [
     "array",
     "concrete",
     "describe",
+    "floating",
+    "floating_dtype",
     "lengths_of",
     "matching_arrays",
-    "positive_size",
     "same_structure",
+    "size",
     "static_bool",
 ]
 
@@ -27,23 +29,49 @@ def concrete(value: Any) -> np.ndarray | None:
     Under `jax.jit` and the like an argument is traced, a constant is not, and what JAX makes of
     the constant there is: so ask the value as it came.
     """
-    return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
+    # the value may be a list, and one traced entry of it is enough
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+        return None
+    return np.asarray(value)
 
 
 def array(name: str, value: Any) -> jax.Array:
     """``value`` as a JAX array; a TypeError that names the argument if it is not one."""
+    # a state or params given for one of its fields would be stacked, where the shapes allow it
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        raise TypeError(f"`{name}` must be an array, not a record; got {describe(value)}")
     try:
         return jnp.asarray(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"`{name}` must be an array; got {describe(value)}") from error
 
 
-def positive_size(name: str, value: Any) -> int:
-    """``value`` as a Python int of at least 1."""
+def floating(name: str, value: Any) -> jax.Array:
+    """``value`` as a JAX array of a real floating dtype."""
+    value = array(name, value)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(f"`{name}` must have a floating dtype; got {value.dtype}")
+    return value
+
+
+def floating_dtype(name: str, value: Any) -> jnp.dtype:
+    """``value`` as a real floating dtype."""
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError as error:
+        raise TypeError(f"`{name}` must be a floating dtype; got {value!r}") from error
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"`{name}` must be a floating dtype; got {dtype}")
+    return dtype
+
+
+def size(name: str, value: Any, *, least: int = 1) -> int:
+    """``value`` as a Python int of at least ``least``."""
+    expected = f"`{name}` must be an int of at least {least}, known before tracing"
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"`{name}` must be a positive int; got {value!r}")
-    if value < 1:
-        raise ValueError(f"`{name}` must be a positive int; got {value}")
+        raise TypeError(f"{expected}; got {value!r}")
+    if value < least:
+        raise ValueError(f"{expected}; got {value}")
     return int(value)
 
 
@@ -61,6 +89,9 @@ def describe(value: Any) -> str:
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         fields = (f"{n}={describe(v)}" for n, v in zip(value._fields, value, strict=True))
         return f"{type(value).__name__}({', '.join(fields)})"
+    entries = value.values() if isinstance(value, dict) else value
+    if isinstance(value, (dict, list, tuple)) and any(hasattr(v, "shape") for v in entries):
+        return f"{type(value).__name__}({', '.join(describe(v) for v in entries)})"[:200]
     return f"{type(value).__name__} {value!r}"[:200]
 
 

@@ -1,5 +1,6 @@
 """Random problems, and how two results are compared: shared by the tests."""
 
+import functools
 from typing import Any, NamedTuple
 
 import chex
@@ -73,7 +74,8 @@ def inputs_of(problem):
 def vjp_program(problem, unroll, **more):
     """``run(inputs, cotangents) -> (outputs, gradients of inputs)``, compiled once."""
 
-    @jax.jit
+    # compiling is nearly all that the grid costs, and these programs run once
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
     def run(inputs, cotangents):
         def f(params, xs, initial_state, consts):
             with_these = problem._replace(

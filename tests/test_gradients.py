@@ -52,11 +52,14 @@ def test_rule_equals_autodiff_at_every_shape(cell, shape, flags, dtype):
 
 
 @pytest.mark.parametrize("flags", [PLAIN, ALL, ALL_REVERSED], ids=describe)
-@pytest.mark.parametrize("residuals", ["gates", "carries"])
-def test_what_is_kept_changes_no_value_and_no_gradient(cell, residuals, flags):
+def test_what_is_kept_changes_no_value_and_no_gradient(cell, flags):
     problem = make_problem(cell, **SHAPES["many_chunks"], **flags)
-    kept = vjp(problem, jaxrnn.unroll, return_states=True, residuals=residuals)
-    assert_same(kept, vjp(problem, jaxrnn.unroll, return_states=True, residuals="states"))
+    gates, states, carries = (
+        vjp(problem, jaxrnn.unroll, return_states=True, residuals=residuals)
+        for residuals in ("gates", "states", "carries")
+    )
+    assert_same(gates, states)
+    assert_same(carries, states)
 
 
 @pytest.mark.parametrize("T", [31, 33, 64, 80])
@@ -153,7 +156,7 @@ def test_backpropagate_is_the_rule_with_its_steps_shown(cell, flags):
 
         nudged = cell._replace(
             step=step,
-            init=lambda key, I, H, *, dtype: cell.init(key, I - 4, H, dtype=dtype),
+            init=lambda key, I, H, *, dtype: cell.init(key, max(I - 4, 1), H, dtype=dtype),
             sizes=lambda params: (cell.sizes(params)[0] + 4, 4),
         )
         xs = jnp.concatenate([problem.xs, nudges], axis=-1)

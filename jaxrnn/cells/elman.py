@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxrnn.cells.contract import Cell
 from jaxrnn.initializers import Initializer, glorot_uniform, orthogonal, zeros
 from jaxrnn.products import affine, bias_gradient, input_gradient, weight_gradient
-from jaxrnn.validation import positive_size
+from jaxrnn.validation import floating_dtype, size
 
 __all__ = ["ELMAN", "ElmanParams", "ElmanState"]
 
@@ -45,7 +45,8 @@ def init(
     bias_init: Initializer = zeros,
 ) -> ElmanParams:
     """Initial weights, each initializer a function ``(key, shape, dtype)``."""
-    I, H = positive_size("input_size", input_size), positive_size("hidden_size", hidden_size)
+    I, H = size("input_size", input_size), size("hidden_size", hidden_size)
+    dtype = floating_dtype("dtype", dtype)
     k_ih, k_hh, k_b = jax.random.split(key, 3)
     return ElmanParams(
         w_ih=input_init(k_ih, (I, H), dtype),

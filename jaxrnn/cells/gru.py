@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from jaxrnn.cells.contract import Cell
 from jaxrnn.initializers import Initializer, glorot_uniform, orthogonal, per_gate, zeros
 from jaxrnn.products import add_bias, affine, bias_gradient, input_gradient, weight_gradient
-from jaxrnn.validation import positive_size
+from jaxrnn.validation import floating_dtype, size
 
 __all__ = ["GRU", "GRUParams", "GRUState"]
 
@@ -61,7 +61,8 @@ def init(
     bias_init: Initializer = zeros,
 ) -> GRUParams:
     """Initial weights, each gate's block drawn on its own."""
-    I, H = positive_size("input_size", input_size), positive_size("hidden_size", hidden_size)
+    I, H = size("input_size", input_size), size("hidden_size", hidden_size)
+    dtype = floating_dtype("dtype", dtype)
     k_ih, k_hh, k_b, k_hn = jax.random.split(key, 4)
     return GRUParams(
         w_ih=per_gate(input_init, 3)(k_ih, (I, 3 * H), dtype),

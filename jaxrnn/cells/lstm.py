@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jaxrnn.cells.contract import Cell
 from jaxrnn.initializers import Initializer, glorot_uniform, orthogonal, per_gate, zeros
 from jaxrnn.products import affine, bias_gradient, input_gradient, weight_gradient
-from jaxrnn.validation import positive_size
+from jaxrnn.validation import floating_dtype, size
 
 __all__ = ["LSTM", "LSTMParams", "LSTMState"]
 
@@ -60,7 +60,8 @@ def init(
     exploration of recurrent network architectures", 2015). It is a value of the parameter, not a
     constant in the equations.
     """
-    I, H = positive_size("input_size", input_size), positive_size("hidden_size", hidden_size)
+    I, H = size("input_size", input_size), size("hidden_size", hidden_size)
+    dtype = floating_dtype("dtype", dtype)
     k_ih, k_hh, k_b = jax.random.split(key, 3)
     b = per_gate(bias_init, 4)(k_b, (4 * H,), dtype)
     return LSTMParams(

@@ -1,0 +1,129 @@
+"""One dtype in, out and in the gradients; what 16 bits cost, and what they must not cost."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import assert_rule_equals_autodiff, assert_same, make_problem, random_tree, vjp
+
+import jaxrnn
+
+SIXTEEN_BITS = [jnp.bfloat16, jnp.float16]
+
+
+def cast(tree, dtype):
+    return jax.tree.map(
+        lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
+    )
+
+
+def in_float64(problem):
+    """The same problem with the same numbers: every 16-bit number is a float64 number."""
+    return problem._replace(
+        params=cast(problem.params, jnp.float64),
+        xs=cast(problem.xs, jnp.float64),
+        initial_state=cast(problem.initial_state, jnp.float64),
+    )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, *SIXTEEN_BITS])
+@pytest.mark.parametrize("unroll", [jaxrnn.unroll, jaxrnn.unroll_reference])
+def test_dtype_in_is_dtype_out(cell, dtype, unroll):
+    problem = make_problem(cell, lengths=True, resets=True, dtype=dtype)
+    results = jax.eval_shape(lambda: vjp(problem, unroll, return_states=True))
+    default_state = jax.eval_shape(
+        lambda: problem._replace(initial_state=None).outputs(unroll, return_states=True)
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves((results, default_state))} == {jnp.dtype(dtype)}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, *SIXTEEN_BITS])
+def test_what_is_recorded_has_the_dtype_too(cell, dtype):
+    problem = make_problem(cell, resets=True, dtype=dtype)
+    _, hs = jax.eval_shape(problem.outputs)
+    gradients = jax.eval_shape(
+        lambda: jaxrnn.diagnostics.backpropagate(
+            cell, problem.params, problem.xs, jnp.ones_like(hs), **problem.options
+        )
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype(dtype)}
+
+
+def test_float32_rule_equals_autodiff(cell):
+    problem = make_problem(cell, T=32, lengths=True, resets=True, dtype=jnp.float32)
+    assert_rule_equals_autodiff(problem, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", SIXTEEN_BITS)
+def test_sixteen_bits_cost_only_their_rounding(cell, dtype):
+    """Against float64 from the same numbers, so that the rounding of the inputs cancels.
+
+    Rounding errs by at most eps/2, relative. A step rounds some 10 values forwards and as many
+    backwards, and what a step got wrong is carried on by Jacobians of norm about 1. Over T steps
+    20 T roundings of standard deviation eps / sqrt(12) meet in an entry and add up like a random
+    walk, to sqrt(20 T / 12) eps: 3 eps for T = 6. Twice that is the tolerance, less than 1 % for
+    float16 and 5 % for bfloat16; a wrong rule errs by more.
+    """
+    problem = make_problem(cell, T=6, lengths=True, resets=True, dtype=dtype)
+    cotangents = random_tree(jax.eval_shape(problem.outputs), seed=3)
+    actual = vjp(problem, jaxrnn.unroll, cotangents)
+    exact = vjp(in_float64(problem), jaxrnn.unroll, cast(cotangents, jnp.float64))
+    assert_same(cast(actual, jnp.float64), exact, 6 * float(jnp.finfo(dtype).eps))
+
+
+@pytest.mark.parametrize("dtype", SIXTEEN_BITS)
+def test_sums_over_time_run_in_float32(cell, dtype):
+    """1 added to 2/eps is lost in 16 bits, within a chunk of steps and from chunk to chunk.
+
+    In a network that forgets at every step, all steps are alike: one cotangent of 2 and many that
+    add up to 2, past that large number in either direction, have the same gradient. A sum that is
+    rounded to 16 bits on its way gets 0 or 1 times it.
+    """
+    T, eps = 64, float(jnp.finfo(dtype).eps)
+    one, many = np.zeros((2, T, 1))
+    one[T // 2] = 2
+    # not the first step: it alone reads the initial state
+    many[[1, 2, T // 2, T - 2, T - 1], 0] = 2 / eps, 1, -4 / eps, 1, 2 / eps
+
+    problem = make_problem(cell, T=T, batch=(), I=1, H=1, dtype=dtype)
+    params = problem.params._replace(w_hh=jnp.zeros_like(problem.params.w_hh))
+    if cell is not jaxrnn.ELMAN:
+        # the second block: the LSTM's forget gate, the GRU's update gate
+        params = params._replace(b=params.b.at[1].set(-40))
+    xs = jnp.ones_like(problem.xs)
+
+    @jax.jit
+    def gradient(dhs):
+        _, pull = jax.vjp(lambda params: jaxrnn.unroll(cell, params, xs)[1], params)
+        return pull(dhs)
+
+    assert_same(gradient(jnp.asarray(many, dtype)), gradient(jnp.asarray(one, dtype)), eps)
+
+
+@pytest.mark.parametrize("dtype", SIXTEEN_BITS)
+def test_sums_over_the_batch_run_in_float32(dtype):
+    """The readout's: dW_y and db_y are sums over every leading axis."""
+    large = 2 / float(jnp.finfo(dtype).eps)
+    dys = np.zeros((4, 16, 1))
+    dys[0, 0], dys[1:3, 3:6], dys[3, 3] = large, 1, -large
+    params = jaxrnn.AffineParams(w=jnp.ones((1, 1), dtype), b=jnp.zeros(1, dtype))
+    hs = jnp.ones((4, 16, 1), dtype)
+    _, pull = jax.vjp(jaxrnn.affine, params, hs)
+    dparams, dhs = pull(jnp.asarray(dys, dtype))
+    assert dparams.w.item() == dparams.b.item() == 6
+    assert {leaf.dtype for leaf in (*dparams, dhs)} == {jnp.dtype(dtype)}
+
+
+@pytest.mark.parametrize("dtype", SIXTEEN_BITS)
+def test_losses_of_sixteen_bits_are_float32_means(dtype):
+    """4096 equal losses add up to more than 16 bits can count one by one."""
+    logits = jnp.zeros((4096, 2), dtype)
+    labels = jnp.zeros(4096, jnp.int32)
+    for loss_fn, expected in (
+        (lambda y: jaxrnn.softmax_cross_entropy(y, labels), np.log(2)),
+        (lambda y: jaxrnn.squared_error(y, jnp.ones_like(y)), 1.0),
+    ):
+        loss, dlogits = jax.value_and_grad(loss_fn)(logits)
+        assert loss.dtype == jnp.float32
+        assert dlogits.dtype == dtype
+        np.testing.assert_allclose(loss, expected, rtol=1e-6)
