@@ -1,6 +1,5 @@
 """Random problems, and how two results are compared: shared by the tests."""
 
-import functools
 from typing import Any, NamedTuple
 
 import chex
@@ -71,11 +70,9 @@ def inputs_of(problem):
     return problem.params, problem.xs, problem.initial_state, problem.consts
 
 
-def vjp_program(problem, unroll, **more):
-    """``run(inputs, cotangents) -> (outputs, gradients of inputs)``, compiled once."""
+def vjp_function(problem, unroll, **more):
+    """``run(inputs, cotangents) -> (outputs, gradients of inputs)``."""
 
-    # compiling is nearly all that the grid costs, and these programs run once
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
     def run(inputs, cotangents):
         def f(params, xs, initial_state, consts):
             with_these = problem._replace(
@@ -87,6 +84,15 @@ def vjp_program(problem, unroll, **more):
         return outputs, pull(cotangents)
 
     return run
+
+
+def vjp_program(problem, unroll, **more):
+    """`vjp_function`, compiled without optimisation.
+
+    Compiling is nearly all that the grid of tests costs, and each of its programs runs once.
+    """
+    options = {"xla_backend_optimization_level": "0"}
+    return jax.jit(vjp_function(problem, unroll, **more), compiler_options=options)
 
 
 def vjp(problem, unroll, cotangents=None, seed=3, **more):

@@ -4,7 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import assert_rule_equals_autodiff, assert_same, make_problem, random_tree, vjp
+from problems import (
+    assert_rule_equals_autodiff,
+    assert_same,
+    inputs_of,
+    make_problem,
+    random_tree,
+    vjp,
+    vjp_function,
+)
 
 import jaxrnn
 
@@ -30,7 +38,9 @@ def in_float64(problem):
 @pytest.mark.parametrize("unroll", [jaxrnn.unroll, jaxrnn.unroll_reference])
 def test_dtype_in_is_dtype_out(cell, dtype, unroll):
     problem = make_problem(cell, lengths=True, resets=True, dtype=dtype)
-    results = jax.eval_shape(lambda: vjp(problem, unroll, return_states=True))
+    outputs = jax.eval_shape(lambda: problem.outputs(unroll, return_states=True))
+    run = vjp_function(problem, unroll, return_states=True)
+    results = jax.eval_shape(run, inputs_of(problem), outputs)
     default_state = jax.eval_shape(
         lambda: problem._replace(initial_state=None).outputs(unroll, return_states=True)
     )
