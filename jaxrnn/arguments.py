@@ -50,6 +50,13 @@ def validate(
     """Check the arguments of `unroll` and fill in the defaults."""
     if not isinstance(cell, Cell):
         raise TypeError(f"`cell` must be a jaxrnn.Cell such as jaxrnn.LSTM; got {describe(cell)}")
+    try:
+        hash(cell)
+    except TypeError as error:
+        raise TypeError(
+            f"`cell` must be hashable: every field of {cell.name} a function or a constant, "
+            "arrays through params, state or consts"
+        ) from error
     params, (I, _), dtype = _validate_params(cell, params)
     xs = array("xs", xs)
     if xs.ndim < 2 or xs.shape[-1] != I:
@@ -61,6 +68,11 @@ def validate(
         )
     T, batch_shape = xs.shape[0], xs.shape[1:-1]
     zero_state = cell.initial_state(params, batch_shape)
+    if not hasattr(zero_state, "h"):
+        raise TypeError(
+            f"{cell.name}.initial_state must return a NamedTuple with a field h, the output; "
+            f"got {describe(zero_state)}"
+        )
     if initial_state is None:
         initial_state = zero_state
     else:
@@ -122,7 +134,7 @@ def cut_final(s: Sequence, final_state: State) -> State:
 def _validate_params(cell: Cell, params: Params) -> tuple[Params, tuple[int, int], jnp.dtype]:
     # the ranks do not depend on the sizes, so the smallest network tells what to expect
     smallest = _params_like(cell, 1, 1, jnp.dtype(jnp.float32))
-    if not same_structure(params, smallest):
+    if not same_structure(params, smallest) or not jax.tree.leaves(params):
         raise TypeError(
             f"`params` must be {type(smallest).__name__} from {cell.name}.init; "
             f"got {describe(params)}"

@@ -47,6 +47,7 @@ from jax import lax
 from jaxrnn.cells.contract import Cell, Consts, Params, State
 from jaxrnn.masks import select, zero_unless, zero_where
 from jaxrnn.products import accumulation_dtype
+from jaxrnn.validation import describe
 
 __all__ = ["RESIDUALS", "Gradients", "Outputs", "Plan", "Steps", "backpropagate", "unroll"]
 
@@ -185,8 +186,9 @@ def _advance_chunk(
 
     def step(carry: State, at: Any) -> tuple[State, Any]:
         inputs, valid, cut = at
-        state, gates = cell.advance(params, zero_where(cut, carry), inputs, consts)
-        chex.assert_trees_all_equal_shapes_and_dtypes(state, carry)
+        before = zero_where(cut, carry)
+        state, gates = _parts(cell, "advance", 2, cell.advance(params, before, inputs, consts))
+        _require_like(cell, "advance", "state", state, carry)
         state = select(valid, state, carry)
         return state, (state, gates)
 
@@ -213,10 +215,15 @@ def _backward(
         dentering, (deltas, dafter) = _pull_chunk(
             cell, plan, params, consts, dleaving, factors, chunk, dhs, dstates, record=record
         )
-        more = cell.contract(params, chunk.xs, before, gates, deltas, consts)
-        dparams = jax.tree.map(jnp.add, dparams, more[0])
-        dconsts = jax.tree.map(jnp.add, dconsts, more[2])
-        dxs = zero_unless(chunk.valid, more[1])
+        sums = cell.contract(params, chunk.xs, before, gates, deltas, consts)
+        more_dparams, dxs, more_dconsts = _parts(cell, "contract", 3, sums)
+        # to add is to broadcast: a gradient of another shape would go unnoticed
+        _require_like(cell, "contract", "dparams", more_dparams, dparams)
+        _require_like(cell, "contract", "dxs", dxs, chunk.xs)
+        _require_like(cell, "contract", "dconsts", more_dconsts, dconsts)
+        dparams = jax.tree.map(jnp.add, dparams, more_dparams)
+        dconsts = jax.tree.map(jnp.add, dconsts, more_dconsts)
+        dxs = zero_unless(chunk.valid, dxs)
         return (dentering, dparams, dconsts), (dxs, dafter, deltas if record else None)
 
     (dinitial, dparams, dconsts), (dxs, dafter, deltas) = _scan_chunks(
@@ -288,7 +295,8 @@ def _pull_chunk(
         if dstate is not None:
             dcarry = jax.tree.map(jnp.add, dcarry, dstate)
         dafter = dcarry._replace(h=dcarry.h + dh)
-        dbefore, deltas = cell.pull(params, dafter, factors, consts)
+        dbefore, deltas = _parts(cell, "pull", 2, cell.pull(params, dafter, factors, consts))
+        _require_like(cell, "pull", "dstate_before", dbefore, dafter)
         # a held state passes its gradient on as it is
         dbefore = select(valid, zero_where(cut, dbefore), dafter)
         recorded = zero_unless(valid, dafter) if record else None
@@ -340,6 +348,22 @@ def _scan_chunks(
     if ragged and not reverse:
         carry, last = body(carry, rest)
     return carry, tuple(zip(outs, last if ragged else (None,) * len(outs), strict=True))
+
+
+def _parts(cell: Cell, piece: str, count: int, returned: Any) -> tuple[Any, ...]:
+    if not isinstance(returned, tuple) or len(returned) != count:
+        raise TypeError(f"{cell.name}.{piece} must return {count} values; got {describe(returned)}")
+    return returned
+
+
+def _require_like(cell: Cell, piece: str, name: str, value: Any, like: Any) -> None:
+    """Refuse what a piece of a cell returns with other containers, shapes or dtypes."""
+    try:
+        chex.assert_trees_all_equal_shapes_and_dtypes(value, like)
+    except (AssertionError, AttributeError, ValueError) as error:
+        raise TypeError(
+            f"{cell.name}.{piece} must return `{name}` as {describe(like)}; got {describe(value)}"
+        ) from error
 
 
 def _zero_sums(tree: Any) -> Any:

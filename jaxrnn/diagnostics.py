@@ -7,10 +7,11 @@ import jax.numpy as jnp
 
 from jaxrnn import bptt
 from jaxrnn.arguments import cut_final, engine_steps, plan_engine, validate
+from jaxrnn.bptt import Gradients
 from jaxrnn.cells.contract import Cell, Consts, Params, State
 from jaxrnn.validation import matching_arrays
 
-__all__ = ["backpropagate"]
+__all__ = ["Gradients", "backpropagate"]
 
 
 def backpropagate(
@@ -25,7 +26,7 @@ def backpropagate(
     resets: jax.Array | None = None,
     reverse: bool = False,
     consts: Consts = None,
-) -> bptt.Gradients:
+) -> Gradients:
     """Backpropagation through time, called explicitly, with what it finds at every step.
 
     The rule that `jaxrnn.unroll` applies under `jax.grad`, given the cotangents by hand.
@@ -37,7 +38,7 @@ def backpropagate(
         dfinal: the same for the final state, leaves ``[..., H]``; None for zeros.
 
     Returns:
-        A NamedTuple: the gradients of ``params``, ``xs``, ``initial_state`` and ``consts``; in
+        `Gradients`: the gradients of ``params``, ``xs``, ``initial_state`` and ``consts``; in
         ``states`` the whole gradient of the loss with respect to the state after every step,
         leaves ``[T, ..., H]``, along every path; in ``deltas`` the gradients with respect to every
         step's pre-activations, in the cell's gate order (``[T, ..., 4H]`` for the LSTM). Both are

@@ -64,6 +64,8 @@ def zeros(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -
 def per_gate(initializer: Initializer, gates: int) -> Initializer:
     """The initializer that draws ``gates`` blocks of equal width independently, side by side.
 
+    It raises a ValueError where the blocks do not make up the shape asked for.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> w = per_gate(orthogonal, 4)(jax.random.key(0), (3, 12), jnp.float32)
@@ -73,7 +75,13 @@ def per_gate(initializer: Initializer, gates: int) -> Initializer:
 
     def draw(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
         block = (*shape[:-1], shape[-1] // gates)
-        keys = jax.random.split(key, gates)
-        return jnp.concatenate([initializer(k, block, dtype) for k in keys], axis=-1)
+        blocks = [initializer(k, block, dtype) for k in jax.random.split(key, gates)]
+        drawn = jnp.concatenate(blocks, axis=-1)
+        if drawn.shape != tuple(shape):
+            raise ValueError(
+                f"`initializer` must fill {gates} blocks of {block} to make {tuple(shape)}; "
+                f"it made {drawn.shape}"
+            )
+        return drawn
 
     return draw

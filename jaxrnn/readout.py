@@ -23,7 +23,6 @@ from jax.export import register_namedtuple_serialization
 
 from jaxrnn import products
 from jaxrnn.initializers import Initializer, glorot_uniform, zeros
-from jaxrnn.products import accumulation_dtype, bias_gradient, input_gradient, weight_gradient
 from jaxrnn.validation import (
     array,
     concrete,
@@ -106,10 +105,10 @@ def _affine_fwd(params: AffineParams, hs: jax.Array) -> tuple[jax.Array, Any]:
 def _affine_bwd(residuals: Any, dys: jax.Array) -> tuple[AffineParams, jax.Array]:
     params, hs = residuals
     dparams = AffineParams(
-        w=weight_gradient(hs, dys).astype(params.w.dtype),
-        b=bias_gradient(dys).astype(params.b.dtype),
+        w=products.weight_gradient(hs, dys).astype(params.w.dtype),
+        b=products.bias_gradient(dys).astype(params.b.dtype),
     )
-    return dparams, input_gradient(dys, params.w)
+    return dparams, products.input_gradient(dys, params.w)
 
 
 _affine.defvjp(_affine_fwd, _affine_bwd)
@@ -142,8 +141,10 @@ def softmax_cross_entropy(
          [ 0.25 -0.25]]
     """
     logits = floating("logits", logits)
-    if logits.ndim < 1:
-        raise ValueError(f"`logits` must be [..., O]; got shape {logits.shape}")
+    if logits.ndim < 1 or logits.shape[-1] == 0:
+        raise ValueError(
+            f"`logits` must be [..., O] of at least one class; got shape {logits.shape}"
+        )
     *positions, O = logits.shape
     kept = _validate_mask(mask, tuple(positions))
     given, labels = labels, array("labels", labels)
@@ -198,7 +199,7 @@ def _softmax_inputs(
     logits: jax.Array, labels: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The kept logits in the accumulation dtype, and which class is each position's label."""
-    wide = logits.astype(accumulation_dtype(logits.dtype))
+    wide = logits.astype(products.accumulation_dtype(logits.dtype))
     # in 32 bits at least: narrower labels could not be compared with more classes than they hold
     labels = labels if labels.dtype.itemsize > 4 else labels.astype(jnp.int32)
     classes = lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
@@ -273,7 +274,7 @@ _squared_error.defvjp(_squared_error_fwd, _squared_error_bwd)
 
 def _errors(predictions: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
     """``prediction - target`` in the accumulation dtype, zero where masked."""
-    wide = accumulation_dtype(predictions.dtype)
+    wide = products.accumulation_dtype(predictions.dtype)
     return jnp.where(mask[..., None], predictions.astype(wide) - targets.astype(wide), 0)
 
 

@@ -35,17 +35,21 @@ def init_train_state(
 ) -> TrainState:
     """The state before the first step.
 
-    Params and key are copied: the training step donates its state, and with it would delete the
-    arrays that the caller still holds.
+    Everything is copied: the training step donates its state, and with it would delete arrays that
+    the caller still holds; nor can an array that the optimizer's state shares be donated twice.
 
     Raises:
-        TypeError: an optimizer that is not optax's.
+        TypeError: an optimizer that is not optax's; a key that is no JAX PRNG key.
     """
     _require_optimizer(optimizer)
-    params, key = jax.tree.map(jnp.copy, (params, key))
-    return TrainState(
+    try:
+        jax.eval_shape(jax.random.fold_in, key, 0)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`key` must be a JAX PRNG key; got {describe(key)}") from error
+    state = TrainState(
         step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params), key=key
     )
+    return jax.tree.map(jnp.copy, state)
 
 
 def make_train_step(
@@ -62,7 +66,8 @@ def make_train_step(
     Args:
         loss_fn: ``(params, batch, key) -> loss``, a scalar; with ``has_aux`` ``(loss, aux)``,
             where ``aux`` is a dict of arrays to report. The key is new at every step.
-        optimizer: any optax optimizer; schedules and clipping are chained into it.
+        optimizer: any optax optimizer; schedules and clipping are chained into it. Those that
+            evaluate the loss themselves (`optax.lbfgs`, say) see it on the same batch and key.
         has_aux: whether ``loss_fn`` returns such a dict too.
 
     Returns:
@@ -70,8 +75,8 @@ def make_train_step(
         optimizer) and the entries of ``aux``.
 
     Raises:
-        TypeError: an optimizer that is not optax's; at the first step, a ``loss_fn`` that returns
-            something else.
+        TypeError: a loss that is no function, an optimizer that is not optax's; at the first step,
+            a ``loss_fn`` that returns something else.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn, optax
@@ -86,6 +91,10 @@ def make_train_step(
         (1, ['gradient_norm', 'loss'])
     """
     _require_optimizer(optimizer)
+    if not callable(loss_fn):
+        raise TypeError(f"`loss_fn` must be a function; got {describe(loss_fn)}")
+    # some optimizers (line searches, schedules on plateaus) also read the loss, most do not
+    update = optax.with_extra_args_support(optimizer).update
 
     def loss_and_aux(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
         out = loss_fn(params, batch, key)
@@ -115,7 +124,14 @@ def make_train_step(
         (loss, aux), gradients = jax.value_and_grad(loss_and_aux, has_aux=True)(
             state.params, batch, key
         )
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        updates, opt_state = update(
+            gradients,
+            state.opt_state,
+            state.params,
+            value=loss,
+            grad=gradients,
+            value_fn=lambda params: loss_and_aux(params, batch, key)[0],
+        )
         metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradients), **aux}
         return (
             TrainState(

@@ -11,6 +11,7 @@ import numpy as np
 
 __all__ = [
     "array",
+    "batch_shape_of",
     "concrete",
     "describe",
     "floating",
@@ -20,6 +21,7 @@ __all__ = [
     "same_structure",
     "size",
     "static_bool",
+    "step_arguments",
 ]
 
 
@@ -93,6 +95,30 @@ def describe(value: Any) -> str:
     if isinstance(value, (dict, list, tuple)) and any(hasattr(v, "shape") for v in entries):
         return f"{type(value).__name__}({', '.join(describe(v) for v in entries)})"[:200]
     return f"{type(value).__name__} {value!r}"[:200]
+
+
+def batch_shape_of(value: Any) -> tuple[int, ...]:
+    """``batch_shape`` as a tuple of ints."""
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"`batch_shape` must be a tuple of ints, such as (2,); got {value!r}")
+    return tuple(value)
+
+
+def step_arguments(
+    params: Any, state: Any, x: Any, *, params_type: Any, state_type: Any
+) -> tuple[Any, jax.Array]:
+    """``state`` and ``x`` of one step, as arrays that fit each other and ``params``."""
+    if not isinstance(params, params_type):
+        raise TypeError(f"`params` must be {params_type.__name__}; got {describe(params)}")
+    (I, H), dtype = (params.w_ih.shape[0], params.w_hh.shape[0]), params.w_hh.dtype
+    x = array("x", x)
+    if x.ndim < 1 or x.shape[-1] != I:
+        raise ValueError(f"`x` must be [..., {I=}]; got shape {x.shape}")
+    if x.dtype != dtype:
+        raise TypeError(f"`x` must have the dtype of `params`, {dtype}; got {x.dtype}")
+    leaf = jax.ShapeDtypeStruct((*x.shape[:-1], H), dtype)
+    expected = state_type(*(leaf for _ in state_type._fields))
+    return matching_arrays("state", state, expected, " (for this x)"), x
 
 
 def same_structure(a: Any, b: Any) -> bool:

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 import jaxrnn
 from jaxrnn import ELMAN, ElmanState
+from jaxrnn.products import accumulation_dtype
 
 
 def project(params, xs, consts):
@@ -31,7 +32,8 @@ def contract(params, xs, before, gates, deltas, consts):
     da, du = deltas
     mask = jnp.broadcast_to(consts["mask"], before.h.shape)
     dparams, dxs, _ = ELMAN.contract(params, xs, ElmanState(h=mask * before.h), gates, da, None)
-    return dparams, dxs, {"mask": jnp.sum(du * before.h, axis=0), "name": None}
+    dmask = jnp.sum(du * before.h, axis=0, dtype=accumulation_dtype(du.dtype))
+    return dparams, dxs, {"mask": dmask, "name": None}
 
 
 MASKED_ELMAN = jaxrnn.Cell(

@@ -131,3 +131,77 @@ def test_cells_are_hashable_constants(cell):
 )
 def test_fields_keep_their_names_and_order(record, fields):
     assert record._fields == fields
+
+
+@pytest.mark.parametrize("batch_shape", [2, None, "2"])
+def test_batch_shape_must_be_a_tuple(cell, batch_shape):
+    params = cell.init(jax.random.key(0), 3, 4)
+    with pytest.raises(TypeError, match=f"`batch_shape` must be a tuple .*; got {batch_shape!r}"):
+        cell.initial_state(params, batch_shape)
+
+
+OTHER = {"ELMAN": jaxrnn.GRU, "LSTM": jaxrnn.ELMAN, "GRU": jaxrnn.LSTM}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        (lambda c, o, a: {**a, "params": o.init(jax.random.key(0), 3, 4)}, TypeError, "`params`"),
+        (lambda c, o, a: {**a, "state": o.initial_state(a["params"], (2,))}, TypeError, "`state`"),
+        (lambda c, o, a: {**a, "state": c.initial_state(a["params"])}, ValueError, "`state.h`"),
+        (
+            lambda c, o, a: {**a, "x": jnp.ones((2, 5), jnp.float32)},
+            ValueError,
+            "`x` must be .*I=3",
+        ),
+        (lambda c, o, a: {**a, "x": jnp.ones((2, 3), jnp.int32)}, TypeError, "`x` .*; got int32"),
+    ],
+    ids=["params of another", "state of another", "state without batch", "width of x", "integer x"],
+)
+def test_step_refuses_what_does_not_fit(cell, change, error, said):
+    params = cell.init(jax.random.key(0), 3, 4)
+    arguments = {
+        "params": params,
+        "state": cell.initial_state(params, (2,)),
+        "x": jnp.ones((2, 3), jnp.float32),
+    }
+    cell.step(**arguments)
+    with pytest.raises(error, match=said):
+        cell.step(**change(cell, OTHER[cell.name], arguments))
+
+
+def wrong(piece, change):
+    """LSTM with a piece whose returned value is changed."""
+    right = getattr(jaxrnn.LSTM, piece)
+    return jaxrnn.LSTM._replace(name="MINE", **{piece: lambda *args: change(right(*args))})
+
+
+@pytest.mark.parametrize(
+    ("mine", "said"),
+    [
+        (wrong("advance", lambda out: out[0]), "MINE.advance must return `state`"),
+        (wrong("advance", lambda out: out[0].h), "MINE.advance must return 2 values"),
+        (wrong("advance", lambda out: (out[0].h, out[1])), "MINE.advance must return `state`"),
+        (wrong("pull", lambda out: out[1]), "MINE.pull must return 2 values"),
+        (
+            wrong("pull", lambda out: (out[0]._replace(h=out[0].h[:1]), out[1])),
+            "MINE.pull must return `dstate_before`",
+        ),
+        (wrong("contract", lambda out: out[:2]), "MINE.contract must return 3 values"),
+        (
+            wrong("contract", lambda out: (out[0]._replace(b=out[0].b.sum()), *out[1:])),
+            r"MINE.contract must return `dparams` as .*b=float64\[16\].*; got .*b=float64\[\]",
+        ),
+        (
+            wrong("contract", lambda out: (out[0], out[1].sum(1, keepdims=True), out[2])),
+            "MINE.contract must return `dxs`",
+        ),
+        (jaxrnn.LSTM._replace(initial_state=lambda p, b: jnp.zeros(b)), "a field h"),
+        (jaxrnn.LSTM._replace(step=[]), "`cell` must be hashable"),
+    ],
+)
+def test_a_cell_of_ones_own_that_breaks_the_contract_is_told_where(mine, said):
+    """By name, before a sum or a mask could broadcast the wrong shape into a wrong gradient."""
+    problem = make_problem(jaxrnn.LSTM, lengths=True)._replace(cell=mine, initial_state=None)
+    with pytest.raises(TypeError, match=said):
+        jax.grad(lambda xs: problem._replace(xs=xs).outputs()[1].sum())(problem.xs)

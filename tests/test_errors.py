@@ -676,3 +676,34 @@ def test_what_loss_fn_returns(has_aux, result, came):
     with pytest.raises(TypeError, match=f"`loss_fn` must return .*{came}") as caught:
         step(state, None)
     assert type(caught.value) is TypeError
+
+
+@pytest.mark.parametrize("name", ["ELMAN", "LSTM", "GRU", "affine"])
+@pytest.mark.parametrize("dtype", ["int32", "complex64", "bool", "float99", None.__class__])
+def test_params_are_floating(name, dtype):
+    init = jaxrnn.init_affine if name == "affine" else getattr(jaxrnn, name).init
+    with pytest.raises(TypeError, match="`dtype` must be a floating dtype; got "):
+        init(jax.random.key(0), 3, 4, dtype=dtype)
+
+
+def test_the_state_of_a_training_step_is_a_train_state():
+    step = jaxrnn.make_train_step(lambda params, batch, key: params["w"].sum(), OPTIMIZER)
+    with pytest.raises(TypeError, match=r"`state` must be a jaxrnn\.TrainState; got dict"):
+        step({"w": jnp.ones(2)}, None)
+
+
+@pytest.mark.parametrize("key", [0, None, "key", jnp.ones(3)], ids=repr)
+def test_key_of_a_train_state_is_a_key(key):
+    with pytest.raises(TypeError, match="`key` must be a JAX PRNG key; got "):
+        jaxrnn.init_train_state({"w": jnp.ones(2)}, OPTIMIZER, key)
+
+
+def test_loss_fn_is_a_function():
+    with pytest.raises(TypeError, match="`loss_fn` must be a function; got NoneType"):
+        jaxrnn.make_train_step(None, OPTIMIZER)
+
+
+def test_blocks_that_do_not_fill_the_weight_are_refused():
+    draw = jaxrnn.initializers.per_gate(jaxrnn.initializers.orthogonal, 4)
+    with pytest.raises(ValueError, match=r"must fill 4 blocks .*\(3, 13\); it made \(3, 12\)"):
+        draw(jax.random.key(0), (3, 13), jnp.float32)

@@ -5,12 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
-from problems import assert_same, make_problem, vjp
+from problems import assert_same, make_problem, random_tree, vjp
 
 import jaxrnn
-from jaxrnn import ELMAN, GRU, LSTM, bptt
+from jaxrnn import ELMAN, GRU, LSTM, bptt, readout
 from jaxrnn.cells.gru import GRUDeltas
-from jaxrnn.products import input_gradient
+from jaxrnn.products import bias_gradient, input_gradient, weight_gradient
 
 
 def with_factors(cell, change):
@@ -29,6 +29,19 @@ def with_pull(cell, change):
         return change(*cell.pull(params, dstate, factors, consts), params, dstate)
 
     return cell._replace(pull=pull)
+
+
+def with_sum(cell, name, change):
+    """The cell whose gradient of one parameter is ``change(gradient, xs, before, deltas)``."""
+    return with_contract(
+        cell,
+        lambda dp, dx, x, b, d: (dp._replace(**{name: change(getattr(dp, name), x, b, d)}), dx),
+    )
+
+
+def shifted(before):
+    """The state one step too early."""
+    return jnp.concatenate([before.h[:1], before.h[:-1]])
 
 
 def with_contract(cell, change):
@@ -92,6 +105,13 @@ CELL_MUTANTS = {
     "lstm_h_does_not_reach_c": with_factors(
         LSTM, lambda f, b, a, g: f._replace(c_h=jnp.zeros_like(f.c_h))
     ),
+    "lstm_dw_ih_of_the_last_step": with_sum(
+        LSTM, "w_ih", lambda g, x, b, d: weight_gradient(x[-1], d[-1])
+    ),
+    "lstm_dw_hh_of_the_state_one_step_too_early": with_sum(
+        LSTM, "w_hh", lambda g, x, b, d: weight_gradient(shifted(b), d)
+    ),
+    "lstm_bias_gradient_twice": with_sum(LSTM, "b", lambda g, x, b, d: 2 * g),
     "gru_no_carry": with_pull(GRU, no_carry),
     "gru_transposed_w_hh": with_pull(GRU, transposed),
     "gru_direct_path_dropped": with_factors(
@@ -102,6 +122,16 @@ CELL_MUTANTS = {
     "gru_reset_gate_reads_h_for_q": with_factors(
         GRU, lambda f, b, a, g: f._replace(r=f.n * b.h * g.r * (1 - g.r))
     ),
+    "gru_dw_ih_from_the_recurrent_side": with_sum(
+        GRU, "w_ih", lambda g, x, b, d: weight_gradient(x, d.du)
+    ),
+    "gru_dw_hh_from_the_input_side": with_sum(
+        GRU, "w_hh", lambda g, x, b, d: weight_gradient(b.h, d.da)
+    ),
+    "gru_bias_gradient_from_the_recurrent_side": with_sum(
+        GRU, "b", lambda g, x, b, d: bias_gradient(d.du)
+    ),
+    "gru_dx_in_the_wrong_order_of_time": with_contract(GRU, lambda dp, dx, x, b, d: (dp, dx[::-1])),
     "gru_recurrent_bias_from_the_wrong_side": with_contract(
         GRU,
         lambda dp, dx, x, b, d: (
@@ -205,3 +235,61 @@ def test_a_wrong_engine_is_rejected(name, mutate, monkeypatch):
     fresh = LSTM._replace(step=lambda *args: LSTM.step(*args))
     with pytest.raises(AssertionError, match="relative difference"):
         assert_accepted(fresh)
+
+
+def plain_network(params, hs, labels, targets, mask):
+    """Head and both losses as formulas, for JAX to differentiate."""
+    ys = hs @ params.w + jnp.broadcast_to(params.b, (*hs.shape[:-1], params.b.size))
+    log_p = jax.nn.log_softmax(ys)
+    chosen = jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+    squares = jnp.sum((ys - targets) ** 2, axis=-1) / 2
+    return jnp.sum(jnp.where(mask, 3 * squares - chosen, 0)) / jnp.sum(mask, dtype=ys.dtype)
+
+
+def network(params, hs, labels, targets, mask):
+    ys = readout._affine(params, hs)
+    return readout._softmax_cross_entropy(ys, labels, mask) + 3 * readout._squared_error(
+        ys, targets, mask
+    )
+
+
+READOUT_MUTANTS = {
+    "dw_transposed_errors": ("_affine", lambda d: (d[0]._replace(w=-d[0].w), d[1])),
+    "db_of_the_first_class": ("_affine", lambda d: (d[0]._replace(b=d[0].b.at[1:].set(0)), d[1])),
+    "dh_dropped": ("_affine", lambda d: (d[0], zeros(d[1]))),
+    "cross_entropy_sign": ("_softmax_cross_entropy", lambda d: (-d[0], None, None)),
+    "cross_entropy_not_centred": ("_softmax_cross_entropy", lambda d: (d[0] + 0.1, None, None)),
+    "squared_error_twice": ("_squared_error", lambda d: (2 * d[0], d[1], None)),
+    "squared_error_target_sign": ("_squared_error", lambda d: (d[0], d[0], None)),
+    "right": (None, None),
+}
+
+
+@pytest.mark.parametrize(("rule", "change"), READOUT_MUTANTS.values(), ids=READOUT_MUTANTS)
+def test_a_wrong_rule_of_the_readout_is_rejected(rule, change, monkeypatch):
+    if rule:
+        primal = {
+            "_affine": readout._affine.fun,
+            "_softmax_cross_entropy": readout._mean_cross_entropy,
+            "_squared_error": readout._mean_squared_error,
+        }[rule]
+        fwd, bwd = getattr(readout, f"{rule}_fwd"), getattr(readout, f"{rule}_bwd")
+        mutant = jax.custom_vjp(primal)
+        mutant.defvjp(fwd, lambda *args: change(bwd(*args)))
+        monkeypatch.setattr(readout, rule, mutant)
+    like = jaxrnn.init_affine(jax.random.key(0), 4, 3, dtype=jnp.float64)
+    params, hs, targets = random_tree((like, jnp.zeros((5, 2, 4)), jnp.zeros((5, 2, 3))))
+    labels = jnp.arange(10, dtype=jnp.int32).reshape(5, 2) % 3
+    mask = jnp.arange(10).reshape(5, 2) < 7
+
+    def gradients(loss):
+        return jax.grad(lambda p, h, t: loss(p, h, labels, t, mask), argnums=(0, 1, 2))(
+            params, hs, targets
+        )
+
+    expected = gradients(plain_network)
+    if rule is None:
+        assert_same(gradients(network), expected)
+        return
+    with pytest.raises(AssertionError, match="relative difference"):
+        assert_same(gradients(network), expected)

@@ -234,3 +234,26 @@ def test_loss_falls_on_a_task_of_memory(name, optimizer):
         losses = recall(getattr(jaxrnn, name), OPTIMIZERS[optimizer]())
     assert np.mean(losses[:3]) == pytest.approx(np.log(2), abs=0.35)
     assert np.mean(losses[-10:]) < 0.6 * np.log(2)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.lbfgs(),
+        optax.polyak_sgd(max_learning_rate=0.1),
+        optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau()),
+    ],
+    ids=["lbfgs", "polyak_sgd", "reduce_on_plateau"],
+)
+def test_optimizers_that_read_the_loss_are_given_it(optimizer):
+    def loss_fn(params, batch, key):
+        return jnp.sum((params - batch) ** 2)
+
+    # optax mixes dtypes in these
+    with jax.numpy_dtype_promotion("standard"):
+        step = jaxrnn.make_train_step(loss_fn, optimizer)
+        state = jaxrnn.init_train_state(jnp.zeros(3), optimizer, jax.random.key(0))
+        state, first = step(state, jnp.arange(3.0))
+        for _ in range(20):
+            state, metrics = step(state, jnp.arange(3.0))
+    assert metrics["loss"] < 0.1 * first["loss"]

@@ -53,8 +53,12 @@ class Cell(NamedTuple):
       ``dconsts`` are summed in `jaxrnn.products.accumulation_dtype`; ``dconsts`` has the structure
       of ``consts`` with None for every leaf that is not floating.
 
-    Functions may close over hashable constants only; arrays come through params, state or consts.
-    A cell that reads ``consts`` says so with ``takes_consts=True``, any other refuses them.
+    Every field must be hashable, and functions may close over hashable constants only; arrays come
+    through params, state or consts. ``init`` also tells what params to expect: it is called
+    abstractly at other sizes, with ``dtype=`` by name, and the ranks of what it returns must not
+    depend on the sizes. What `advance`, `pull` and `contract` return is checked against the state,
+    the params and the inputs while tracing; whether it is right, `unroll_reference` tells. A cell
+    that reads ``consts`` says so with ``takes_consts=True``, any other refuses them.
     """
 
     name: str

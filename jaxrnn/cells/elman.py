@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxrnn.cells.contract import Cell
 from jaxrnn.initializers import Initializer, glorot_uniform, orthogonal, zeros
 from jaxrnn.products import affine, bias_gradient, input_gradient, weight_gradient
-from jaxrnn.validation import floating_dtype, size
+from jaxrnn.validation import batch_shape_of, floating_dtype, size, step_arguments
 
 __all__ = ["ELMAN", "ElmanParams", "ElmanState"]
 
@@ -66,7 +66,8 @@ class ElmanState(NamedTuple):
 
 
 def initial_state(params: ElmanParams, batch_shape: tuple[int, ...] = ()) -> ElmanState:
-    """The zero state of rows of that batch shape."""
+    """The zero state of rows of that batch shape, a tuple of ints."""
+    batch_shape = batch_shape_of(batch_shape)
     H = params.w_hh.shape[0]
     return ElmanState(h=jnp.zeros((*batch_shape, H), params.w_hh.dtype))
 
@@ -88,6 +89,7 @@ def step(
     params: ElmanParams, state: ElmanState, x: jax.Array, consts: None = None
 ) -> tuple[ElmanState, jax.Array]:
     """One step: ``x [..., I]``, state ``[..., H]`` -> (state, h)."""
+    state, x = step_arguments(params, state, x, params_type=ElmanParams, state_type=ElmanState)
     state, _ = advance(params, state, project(params, x, consts), consts)
     return state, state.h
 

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from jaxrnn.cells.contract import Cell
 from jaxrnn.initializers import Initializer, glorot_uniform, orthogonal, per_gate, zeros
 from jaxrnn.products import add_bias, affine, bias_gradient, input_gradient, weight_gradient
-from jaxrnn.validation import floating_dtype, size
+from jaxrnn.validation import batch_shape_of, floating_dtype, size, step_arguments
 
 __all__ = ["GRU", "GRUParams", "GRUState"]
 
@@ -83,7 +83,8 @@ class GRUState(NamedTuple):
 
 
 def initial_state(params: GRUParams, batch_shape: tuple[int, ...] = ()) -> GRUState:
-    """The zero state of rows of that batch shape."""
+    """The zero state of rows of that batch shape, a tuple of ints."""
+    batch_shape = batch_shape_of(batch_shape)
     H = params.w_hh.shape[0]
     return GRUState(h=jnp.zeros((*batch_shape, H), params.w_hh.dtype))
 
@@ -119,6 +120,7 @@ def step(
     params: GRUParams, state: GRUState, x: jax.Array, consts: None = None
 ) -> tuple[GRUState, jax.Array]:
     """One step: ``x [..., I]``, state ``[..., H]`` -> (state, h)."""
+    state, x = step_arguments(params, state, x, params_type=GRUParams, state_type=GRUState)
     state, _ = advance(params, state, project(params, x, consts), consts)
     return state, state.h
 

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jaxrnn.cells.contract import Cell
 from jaxrnn.initializers import Initializer, glorot_uniform, orthogonal, per_gate, zeros
 from jaxrnn.products import affine, bias_gradient, input_gradient, weight_gradient
-from jaxrnn.validation import floating_dtype, size
+from jaxrnn.validation import batch_shape_of, floating_dtype, size, step_arguments
 
 __all__ = ["LSTM", "LSTMParams", "LSTMState"]
 
@@ -83,7 +83,8 @@ class LSTMState(NamedTuple):
 
 
 def initial_state(params: LSTMParams, batch_shape: tuple[int, ...] = ()) -> LSTMState:
-    """The zero state of rows of that batch shape."""
+    """The zero state of rows of that batch shape, a tuple of ints."""
+    batch_shape = batch_shape_of(batch_shape)
     H = params.w_hh.shape[0]
     # two arrays, not one twice: a donated state must not hold one buffer in two places
     return LSTMState(
@@ -122,6 +123,7 @@ def step(
     params: LSTMParams, state: LSTMState, x: jax.Array, consts: None = None
 ) -> tuple[LSTMState, jax.Array]:
     """One step: ``x [..., I]``, state ``[..., H]`` -> (state, h)."""
+    state, x = step_arguments(params, state, x, params_type=LSTMParams, state_type=LSTMState)
     state, _ = advance(params, state, project(params, x, consts), consts)
     return state, state.h
 
