@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.errors import CrossCheckError, InputError
+from experiments.errors import CrossCheckError, InputError, NumericalError
 
 EXPERIMENTS = ("spoken_vowels",)
 
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     experiment = importlib.import_module(f"experiments.{name}")
     try:
         experiment.main(options)
-    except (InputError, CrossCheckError) as error:
+    except (InputError, CrossCheckError, NumericalError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:

@@ -22,7 +22,8 @@ from experiments.records import sha256_of_arrays
 def open_checkpoints(folder: Path) -> ocp.CheckpointManager:
     """Open (and make) the folder that holds the last two checkpoints of a run.
 
-    Use it as a context manager. What a killed save left behind is removed.
+    Use it as a context manager. What a killed save left behind is removed. InputError where the
+    folder cannot be made or read.
     """
     options = ocp.CheckpointManagerOptions(
         max_to_keep=2,
@@ -31,7 +32,15 @@ def open_checkpoints(folder: Path) -> ocp.CheckpointManager:
         # (donate) the buffers that were saved
         enable_async_checkpointing=False,
     )
-    return ocp.CheckpointManager(folder.absolute(), options=options)
+    try:
+        # orbax would notice a file of that name only later, with a traceback
+        folder.mkdir(parents=True, exist_ok=True)
+        return ocp.CheckpointManager(folder.absolute(), options=options)
+    except OSError as error:
+        raise InputError(
+            f"{folder} must be a folder of checkpoints that can be read and written: "
+            f"{error.strerror or error}. Move it away, or choose another --out."
+        ) from error
 
 
 def save(

@@ -14,3 +14,10 @@ class CrossCheckError(RuntimeError):
 
     On the command line: exit code 1.
     """
+
+
+class NumericalError(RuntimeError):
+    """A loss or a gradient is of no use: not finite, or a gradient that is zero throughout.
+
+    The options brought the run there, no wrong rule. On the command line: exit code 1.
+    """

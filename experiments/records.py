@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import tempfile
+import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,17 +15,23 @@ import numpy as np
 from experiments.errors import InputError
 
 
-def prepare_folder(folder: Path) -> None:
-    """Make the output folder; InputError where it cannot be made or written."""
+def prepare_folder(folder: Path) -> Path:
+    """Make the output folder and return it, with a leading ``~`` replaced by the home folder.
+
+    InputError where it cannot be made or written.
+    """
     try:
+        folder = folder.expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "probe", b"")
-        (folder / "probe").unlink()
-    except OSError as error:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    # expanduser raises RuntimeError for an unknown user
+    except (OSError, RuntimeError) as error:
         raise InputError(
             f"--out must name a folder that can be made and written; got {folder}: "
-            f"{error.strerror}. Choose another --out."
+            f"{getattr(error, 'strerror', None) or error}. Choose another --out."
         ) from error
+    return folder
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -50,9 +58,16 @@ def read_rows(path: Path, last_step: int) -> list[dict[str, float]]:
         last_step: the step of the checkpoint that the run continues from.
 
     Raises:
-        InputError: the file does not hold the steps 1..``last_step``, each once and in order.
+        InputError: the file does not hold the steps 1..``last_step``, each once and in order; or
+            what would be cut off is no run's rows; or the file cannot be read.
     """
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    try:
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"cannot read the metrics file {path}: {getattr(error, 'strerror', None) or error}. "
+            f"Move it away, or choose another --out."
+        ) from error
     kept = lines[:last_step]
     try:
         rows = [json.loads(line) for line in kept]
@@ -64,8 +79,26 @@ def read_rows(path: Path, last_step: int) -> list[dict[str, float]]:
             f"{path} must hold the steps 1..{last_step}, each once, up to the checkpoint beside "
             f"it; it was changed. Remove {path.parent} to start over, or choose another --out."
         )
+    for line in lines[last_step:]:
+        if not _is_row(line):
+            raise InputError(
+                f"{path} would be overwritten, but is not of a run: every line must be a JSON "
+                f'object with an integer "step"; got {textwrap.shorten(line, 60)!r}. '
+                f"Move the file away, or choose another --out."
+            )
     write_atomically(path, "".join(kept).encode())
     return rows
+
+
+def _is_row(line: str) -> bool:
+    """Whether `append_rows` wrote the line, be it cut short by a kill."""
+    if not line.endswith("\n"):
+        start = '{"step": '
+        return line.startswith(start) or start.startswith(line)
+    try:
+        return isinstance(json.loads(line)["step"], int)
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def sha256_of_arrays(tree: Any) -> str:

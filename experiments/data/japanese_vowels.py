@@ -55,14 +55,14 @@ def load(split: Literal["train", "test"], path: Path = PATH) -> Utterances:
     Speakers stand in order, and each speaker's utterances in the order of the source.
 
     Args:
-      split: "train" (270 utterances, 30 of each speaker) or "test" (370, 24 to 88 of each).
-      path: the shipped file.
+        split: "train" (270 utterances, 30 of each speaker) or "test" (370, 24 to 88 of each).
+        path: the shipped file.
 
     Returns:
-      The utterances; xs [T, N, 12], lengths [N], labels [N].
+        The utterances; xs [T, N, 12], lengths [N], labels [N].
 
     Raises:
-      InputError: the file is missing, or its SHA-256 is not the one of the shipped file.
+        InputError: the file is missing, or its SHA-256 is not the one of the shipped file.
     """
     remedy = (
         f"Restore it with `git checkout -- experiments/data/{PATH.name}`, or rebuild it with "
