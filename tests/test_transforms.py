@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import problems
 import pytest
 from jax.flatten_util import ravel_pytree
 from jax.test_util import check_grads
@@ -24,8 +25,9 @@ def unroll_of(problem, unroll=jaxrnn.unroll, **more):
     return f
 
 
-def inputs_of(problem):
-    return problem.params, problem.xs, problem.initial_state
+def arrays_of(problem):
+    """The problem's inputs without the consts, which no cell here takes."""
+    return problems.inputs_of(problem)[:3]
 
 
 def masked(cell, **sizes):
@@ -36,7 +38,7 @@ def masked(cell, **sizes):
 def weighted_sum(problem, unroll=jaxrnn.unroll):
     """A loss that reads every output, curved so that the second derivative sees all of it."""
     f = unroll_of(problem, unroll, return_states=True)
-    weights = random_tree(jax.eval_shape(f, *inputs_of(problem)), seed=5)
+    weights = random_tree(jax.eval_shape(f, *arrays_of(problem)), seed=5)
 
     def loss(*inputs):
         terms = jax.tree.map(lambda w, y: jnp.sum(w * jnp.sin(y)), weights, f(*inputs))
@@ -47,7 +49,7 @@ def weighted_sum(problem, unroll=jaxrnn.unroll):
 
 def test_eager_equals_jit():
     problem = masked(jaxrnn.LSTM)
-    outputs, pull = jax.vjp(unroll_of(problem), *inputs_of(problem))
+    outputs, pull = jax.vjp(unroll_of(problem), *arrays_of(problem))
     cotangents = random_tree(outputs, seed=3)
     jitted_outputs, gradients = vjp(problem, jaxrnn.unroll, cotangents)
     assert_same(outputs, jitted_outputs)
@@ -163,7 +165,7 @@ def test_remat_changes_nothing(policy):
 def test_hessian_equals_autodiff(cell):
     """Forward over the rule."""
     problem = masked(cell, batch=(2,), I=1)
-    vector, restore = ravel_pytree(inputs_of(problem))
+    vector, restore = ravel_pytree(arrays_of(problem))
 
     def hessian(unroll):
         loss = weighted_sum(problem, unroll)
@@ -175,7 +177,7 @@ def test_hessian_equals_autodiff(cell):
 def test_gradient_of_the_gradient_equals_autodiff():
     """The rule differentiated by itself, which every cell's numerical derivatives check too."""
     problem = masked(jaxrnn.LSTM)
-    inputs = inputs_of(problem)
+    inputs = arrays_of(problem)
     directions = random_tree(inputs, seed=6)
 
     def product(unroll):
@@ -193,14 +195,14 @@ def test_gradient_of_the_gradient_equals_autodiff():
 def test_derivatives_of_two_orders_are_numerical_derivatives(cell):
     problem = masked(cell, batch=(2,), I=1)
     check_grads(
-        jax.jit(weighted_sum(problem)), inputs_of(problem), order=2, modes=["rev"], rtol=1e-6
+        jax.jit(weighted_sum(problem)), arrays_of(problem), order=2, modes=["rev"], rtol=1e-6
     )
 
 
 def test_gradient_is_the_finite_difference_of_every_entry(cell):
     """Central differences, of error step^2 / 6 times a third derivative, plus eps / step."""
     problem = masked(cell, T=4)
-    vector, restore = ravel_pytree(inputs_of(problem))
+    vector, restore = ravel_pytree(arrays_of(problem))
     step = 1e-5
 
     def loss(v):
@@ -218,7 +220,7 @@ def test_gradient_is_the_finite_difference_of_every_entry(cell):
 
 def test_forward_mode_is_refused():
     problem = make_problem(jaxrnn.LSTM)
-    inputs = inputs_of(problem)
+    inputs = arrays_of(problem)
     with pytest.raises(TypeError, match="custom_vjp"):
         jax.jvp(unroll_of(problem), inputs, inputs)
 
@@ -226,7 +228,7 @@ def test_forward_mode_is_refused():
 def test_forward_mode_of_the_reference_is_the_transpose_of_the_rule():
     """<J u, v> = <u, J^T v>, with J u from JAX and J^T v from the handwritten rule."""
     problem = masked(jaxrnn.GRU)
-    inputs = inputs_of(problem)
+    inputs = arrays_of(problem)
     f = unroll_of(problem, jaxrnn.unroll_reference)
     us = random_tree(inputs, seed=6)
     outputs, jus = jax.jit(lambda inputs, us: jax.jvp(f, inputs, us))(inputs, us)
@@ -246,7 +248,7 @@ def test_forward_mode_of_the_reference_is_the_transpose_of_the_rule():
 def test_export_keeps_the_rule(cell):
     """Params and states survive as inputs and outputs, and so does the derivative."""
     problem = masked(cell)
-    inputs = inputs_of(problem)
+    inputs = arrays_of(problem)
     f = unroll_of(problem, return_states=True)
     exported = jax.export.export(jax.jit(f))(*inputs)
     restored = jax.export.deserialize(exported.serialize(vjp_order=1))
