@@ -29,6 +29,7 @@ pass is the caller's choice (`Plan.residuals`):
 Masks. ``valid [T, ...]`` false: the step does not happen; the state is held, the input is replaced
 by zeros before anything reads it, and the step's deltas are zero. ``cut [T, ...]`` true: the state
 is replaced by zeros before the step reads it, so no gradient leaves the step towards the past.
+``stop [T, ...]`` true: the step reads the state, and still no gradient leaves it towards the past.
 
 Direction. ``reverse`` runs the recursion from the last step to the first; "before" and "after" are
 meant in the order of processing.
@@ -49,7 +50,18 @@ from jaxrnn.masks import select, zero_unless, zero_where
 from jaxrnn.products import accumulation_dtype
 from jaxrnn.validation import describe
 
-__all__ = ["RESIDUALS", "Gradients", "Outputs", "Plan", "Steps", "backpropagate", "unroll"]
+__all__ = [
+    "RESIDUALS",
+    "Outputs",
+    "Plan",
+    "Steps",
+    "Trajectory",
+    "adjoints",
+    "contract",
+    "in_dtype_of",
+    "trajectory",
+    "unroll",
+]
 
 RESIDUALS = ("gates", "states", "carries")
 
@@ -67,8 +79,9 @@ class Steps(NamedTuple):
     """What the steps read, stacked over time: ``xs [T, ..., I]`` and the masks ``[T, ...]``."""
 
     xs: jax.Array
-    valid: jax.Array | None
-    cut: jax.Array | None
+    valid: jax.Array | None = None
+    cut: jax.Array | None = None
+    stop: jax.Array | None = None
 
 
 class Outputs(NamedTuple):
@@ -79,19 +92,18 @@ class Outputs(NamedTuple):
     states: State | None
 
 
-class Gradients(NamedTuple):
-    """What backpropagation through time gives; the last two are None unless they are recorded.
+class Trajectory(NamedTuple):
+    """What the adjoint needs to know of every step, leaves ``[T, ...]``.
 
-    ``states [T, ..., H]`` are the adjoints ``ds_t`` of the state after every step, ``deltas`` the
-    adjoints of every step's pre-activations, both zero where not valid.
+    ``xs`` are zero where not valid, ``before`` is the state that a step reads (cut where it is),
+    ``after`` the one that it makes, ``gates`` and ``factors`` are the cell's own.
     """
 
-    params: Params
     xs: jax.Array
-    initial_state: State
-    consts: Consts
-    states: State
-    deltas: Any
+    before: State
+    after: State
+    gates: Any
+    factors: Any
 
 
 def chunk_length(steps: int, residuals: str) -> int:
@@ -133,27 +145,68 @@ def _unroll_fwd(
 
 
 def _unroll_bwd(cell: Cell, plan: Plan, residuals: Any, cotangents: Outputs) -> tuple[Any, ...]:
-    gradients = _backward(cell, plan, residuals, cotangents, record=False)
-    dsteps = Steps(xs=gradients.xs, valid=None, cut=None)
-    return gradients.params, gradients.initial_state, gradients.consts, dsteps
+    dparams, dinitial, dconsts, dxs = _backward(cell, plan, residuals, cotangents)
+    return dparams, dinitial, dconsts, Steps(xs=dxs)
 
 
 _unroll.defvjp(_unroll_fwd, _unroll_bwd)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def backpropagate(
+def trajectory(
+    cell: Cell, plan: Plan, params: Params, initial_state: State, consts: Consts, steps: Steps
+) -> Trajectory:
+    """The forward pass of `unroll` once more, with everything kept: for watching, not for speed."""
+    plan = plan._replace(residuals="gates")
+    _, after, gates = _advance_chunk(cell, plan, params, consts, initial_state, steps)
+    kept = (initial_state, after, gates)
+    before, after, gates = _restore_chunk(cell, plan, params, consts, steps, kept)
+    factors = cell.linearize(params, before, after, gates, consts)
+    return Trajectory(zero_unless(steps.valid, steps.xs), before, after, gates, factors)
+
+
+def adjoints(
     cell: Cell,
     plan: Plan,
     params: Params,
-    initial_state: State,
     consts: Consts,
     steps: Steps,
+    factors: Any,
     cotangents: Outputs,
-) -> Gradients:
-    """The rule of `unroll`, called explicitly and recording what happens at every step."""
-    _, residuals = _unroll_fwd(cell, plan, params, initial_state, consts, steps)
-    return _backward(cell, plan, residuals, cotangents, record=True)
+) -> tuple[State, Any, State]:
+    """The adjoint recursion of `unroll` along a trajectory, with every step shown.
+
+    Returns:
+        ``(dinitial_state, deltas, dstates)``: the adjoints of every step's pre-activations, and
+        ``ds_t``, the adjoint of the state after every step; both ``[T, ...]``, zero where not
+        valid.
+    """
+    dfinal, dhs, dstates = cotangents
+    dinitial, (deltas, dafter) = _pull_chunk(
+        cell, plan, params, consts, dfinal, factors, steps, dhs, dstates, record=True
+    )
+    return dinitial, deltas, dafter
+
+
+def contract(
+    cell: Cell,
+    params: Params,
+    consts: Consts,
+    xs: jax.Array,
+    before: State,
+    gates: Any,
+    deltas: Any,
+) -> tuple[Params, jax.Array, Consts]:
+    """`Cell.contract` of any number of steps, checked: ``(dparams, dxs, dconsts)``.
+
+    The sums are in the accumulation dtype: `in_dtype_of` rounds them once all are added.
+    """
+    sums = cell.contract(params, xs, before, gates, deltas, consts)
+    dparams, dxs, dconsts = _parts(cell, "contract", 3, sums)
+    # they are added to others, and to add is to broadcast: another shape would go unnoticed
+    _require_like(cell, "contract", "dparams", dparams, _zero_sums(params))
+    _require_like(cell, "contract", "dxs", dxs, xs)
+    _require_like(cell, "contract", "dconsts", dconsts, _zero_sums(consts))
+    return dparams, dxs, dconsts
 
 
 def _forward(
@@ -200,51 +253,38 @@ def _advance_chunk(
 
 
 def _backward(
-    cell: Cell, plan: Plan, residuals: Any, cotangents: Outputs, *, record: bool
-) -> Gradients:
-    """All chunks against the order: the adjoint recursion in each, then its contraction."""
+    cell: Cell, plan: Plan, residuals: Any, cotangents: Outputs
+) -> tuple[Params, State, Consts, jax.Array]:
+    """All chunks against the order: the adjoint recursion in each, then its contraction.
+
+    Textbook: the sums over time rnn-11, lstm-25, step-31.
+    """
     params, consts, steps, kept = residuals
     dfinal, dhs, dstates = cotangents
 
-    def backward_chunk(carry: Any, inputs: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    def backward_chunk(carry: Any, inputs: tuple[Any, ...]) -> tuple[Any, tuple[jax.Array]]:
         dleaving, dparams, dconsts = carry
         chunk, dhs, dstates, kept = inputs
         chunk = chunk._replace(xs=zero_unless(chunk.valid, chunk.xs))
         before, after, gates = _restore_chunk(cell, plan, params, consts, chunk, kept)
         factors = cell.linearize(params, before, after, gates, consts)
-        dentering, (deltas, dafter) = _pull_chunk(
-            cell, plan, params, consts, dleaving, factors, chunk, dhs, dstates, record=record
+        dentering, (deltas, _) = _pull_chunk(
+            cell, plan, params, consts, dleaving, factors, chunk, dhs, dstates, record=False
         )
-        sums = cell.contract(params, chunk.xs, before, gates, deltas, consts)
-        more_dparams, dxs, more_dconsts = _parts(cell, "contract", 3, sums)
-        # to add is to broadcast: a gradient of another shape would go unnoticed
-        _require_like(cell, "contract", "dparams", more_dparams, dparams)
-        _require_like(cell, "contract", "dxs", dxs, chunk.xs)
-        _require_like(cell, "contract", "dconsts", more_dconsts, dconsts)
+        more_dparams, dxs, more_dconsts = contract(
+            cell, params, consts, chunk.xs, before, gates, deltas
+        )
         dparams = jax.tree.map(jnp.add, dparams, more_dparams)
         dconsts = jax.tree.map(jnp.add, dconsts, more_dconsts)
-        dxs = zero_unless(chunk.valid, dxs)
-        return (dentering, dparams, dconsts), (dxs, dafter, deltas if record else None)
+        return (dentering, dparams, dconsts), (zero_unless(chunk.valid, dxs),)
 
-    (dinitial, dparams, dconsts), (dxs, dafter, deltas) = _scan_chunks(
+    (dinitial, dparams, dconsts), (dxs,) = _scan_chunks(
         backward_chunk,
         (dfinal, _zero_sums(params), _zero_sums(consts)),
         (*(_split(tree, plan.chunk) for tree in (steps, dhs, dstates)), kept),
         reverse=not plan.reverse,
     )
-    return Gradients(
-        params=jax.tree.map(lambda d, p: d.astype(p.dtype), dparams, params),
-        xs=_join(dxs),
-        initial_state=dinitial,
-        consts=jax.tree.map(
-            lambda d, c: None if d is None else d.astype(c.dtype),
-            dconsts,
-            consts,
-            is_leaf=lambda d: d is None,
-        ),
-        states=_join(dafter),
-        deltas=_join(deltas),
-    )
+    return in_dtype_of(params, dparams), dinitial, in_dtype_of(consts, dconsts), _join(dxs)
 
 
 def _restore_chunk(
@@ -258,6 +298,8 @@ def _restore_chunk(
         after = kept[1]
 
     def shift(entering: jax.Array, after: jax.Array) -> jax.Array:
+        if after.shape[0] == 0:
+            return after
         if plan.reverse:
             return jnp.concatenate([after[1:], entering[None]])
         return jnp.concatenate([entering[None], after[:-1]])
@@ -288,21 +330,23 @@ def _pull_chunk(
     Invariant: the carry is the gradient of the loss with respect to the state between two steps,
     along every path that runs through the later one; the cotangents of that state's own readers
     (``dhs``, ``dstates``) are added when the step that made it is reached.
+    Textbook: rnn-10, lstm-24, step-29, step-30.
     """
 
     def step(dcarry: State, at: Any) -> tuple[State, Any]:
-        factors, valid, cut, dh, dstate = at
+        factors, valid, cut, stop, dh, dstate = at
         if dstate is not None:
             dcarry = jax.tree.map(jnp.add, dcarry, dstate)
         dafter = dcarry._replace(h=dcarry.h + dh)
         dbefore, deltas = _parts(cell, "pull", 2, cell.pull(params, dafter, factors, consts))
         _require_like(cell, "pull", "dstate_before", dbefore, dafter)
         # a held state passes its gradient on as it is
-        dbefore = select(valid, zero_where(cut, dbefore), dafter)
+        dbefore = select(valid, zero_where(stop, zero_where(cut, dbefore)), dafter)
         recorded = zero_unless(valid, dafter) if record else None
         return dbefore, (zero_unless(valid, deltas), recorded)
 
-    at = (factors, chunk.valid, chunk.cut, zero_unless(chunk.valid, dhs), dstates)
+    dhs = zero_unless(chunk.valid, dhs)
+    at = (factors, chunk.valid, chunk.cut, chunk.stop, dhs, dstates)
     return lax.scan(step, dleaving, at, reverse=not plan.reverse)
 
 
@@ -375,3 +419,13 @@ def _zero_sums(tree: Any) -> Any:
         return jnp.zeros(leaf.shape, accumulation_dtype(leaf.dtype))
 
     return jax.tree.map(zeros, tree)
+
+
+def in_dtype_of(tree: Any, sums: Any) -> Any:
+    """Sums in the dtypes of what they are the gradients of; None stays None."""
+    return jax.tree.map(
+        lambda d, leaf: None if d is None else d.astype(leaf.dtype),
+        sums,
+        tree,
+        is_leaf=lambda d: d is None,
+    )

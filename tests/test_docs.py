@@ -12,7 +12,16 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-MODULES = ["initializers", "sequence", "readout", "training", "diagnostics"]
+MODULES = [
+    "initializers",
+    "sequence",
+    "readout",
+    "training",
+    "diagnostics.recording",
+    "diagnostics.contributions",
+    "diagnostics.flow",
+    "diagnostics.truncation",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +52,11 @@ def test_the_examples_of_the_docstrings_print_what_they_say(module):
 
 
 def test_every_module_with_examples_is_tested():
+    library = ROOT / "jaxrnn"
     with_examples = [
-        path.stem for path in (ROOT / "jaxrnn").rglob("*.py") if ">>> " in path.read_text()
+        ".".join(path.relative_to(library).with_suffix("").parts)
+        for path in library.rglob("*.py")
+        if ">>> " in path.read_text()
     ]
     assert sorted(with_examples) == sorted(MODULES)
 

@@ -3,28 +3,13 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jaxprs import equations, jaxprs_of
 from problems import make_problem
 
 import jaxrnn
 
 T, B, I, H = 64, 3, 5, 7
 POLICIES = ["gates", "states", "carries"]
-
-
-def jaxprs_of(equation):
-    for value in equation.params.values():
-        for leaf in jax.tree.leaves(value, is_leaf=lambda v: hasattr(v, "eqns")):
-            inner = getattr(leaf, "jaxpr", leaf)
-            if hasattr(inner, "eqns"):
-                yield inner
-
-
-def equations(jaxpr):
-    """Every equation, those of inner programs included."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in jaxprs_of(equation):
-            yield from equations(inner)
 
 
 def step_loops(f, *args):

@@ -53,6 +53,12 @@ class Cell(NamedTuple):
       ``dconsts`` are summed in `jaxrnn.products.accumulation_dtype`; ``dconsts`` has the structure
       of ``consts`` with None for every leaf that is not floating.
 
+    For diagnostics, or None:
+
+    - ``slopes(after, gates) -> slopes``: a NamedTuple with, for every activation by name, its
+      derivative ``[..., H]`` as a share of its steepest: ``4 i (1 - i)`` of a sigmoid,
+      ``1 - g^2`` of a tanh
+
     Every field must be hashable, and functions may close over hashable constants only; arrays come
     through params, state or consts. ``init`` also tells what params to expect: it is called
     abstractly at other sizes, with ``dtype=`` by name, and the ranks of what it returns must not
@@ -72,3 +78,4 @@ class Cell(NamedTuple):
     pull: Callable[[Params, State, Any, Consts], tuple[State, Any]]
     contract: Callable[[Params, Any, State, Any, Any, Consts], tuple[Params, Any, Consts]]
     takes_consts: bool = False
+    slopes: Callable[[State, Any], Any] | None = None

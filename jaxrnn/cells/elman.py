@@ -73,6 +73,7 @@ def initial_state(params: ElmanParams, batch_shape: tuple[int, ...] = ()) -> Elm
 
 
 def project(params: ElmanParams, xs: jax.Array, consts: None) -> jax.Array:
+    """Textbook: the input's part of rnn-1, net-1."""
     del consts
     return affine(xs, params.w_ih, params.b)
 
@@ -80,6 +81,7 @@ def project(params: ElmanParams, xs: jax.Array, consts: None) -> jax.Array:
 def advance(
     params: ElmanParams, state: ElmanState, inputs: jax.Array, consts: None
 ) -> tuple[ElmanState, tuple[()]]:
+    """Textbook: rnn-1, net-1."""
     del consts
     # the slope of tanh follows from its value: the adjoint needs no gates beside the state
     return ElmanState(h=jnp.tanh(inputs + state.h @ params.w_hh)), ()
@@ -97,6 +99,7 @@ def step(
 def linearize(
     params: ElmanParams, before: ElmanState, after: ElmanState, gates: tuple[()], consts: None
 ) -> jax.Array:
+    """Textbook: rnn-3."""
     del params, before, gates, consts
     return 1 - after.h * after.h
 
@@ -104,6 +107,7 @@ def linearize(
 def pull(
     params: ElmanParams, dstate: ElmanState, slope: jax.Array, consts: None
 ) -> tuple[ElmanState, jax.Array]:
+    """Textbook: rnn-4, rnn-9, and one step of the paths of net-6, net-7."""
     del consts
     da = dstate.h * slope
     return ElmanState(h=input_gradient(da, params.w_hh)), da
@@ -117,6 +121,7 @@ def contract(
     da: jax.Array,
     consts: None,
 ) -> tuple[ElmanParams, jax.Array, None]:
+    """Textbook: rnn-5, rnn-6, rnn-7, rnn-8, net-8, net-9, net-10."""
     del gates, consts
     dparams = ElmanParams(
         w_ih=weight_gradient(xs, da),
@@ -124,6 +129,11 @@ def contract(
         b=bias_gradient(da),
     )
     return dparams, input_gradient(da, params.w_ih), None
+
+
+def slopes(after: ElmanState, gates: tuple[()]) -> ElmanState:
+    del gates
+    return ElmanState(h=1 - after.h * after.h)
 
 
 ELMAN = Cell(
@@ -137,5 +147,6 @@ ELMAN = Cell(
     linearize=linearize,
     pull=pull,
     contract=contract,
+    slopes=slopes,
 )
 """The Elman network with tanh: `ElmanParams`, `ElmanState`."""

@@ -192,6 +192,20 @@ def contract(
     return dparams, input_gradient(deltas.da, params.w_ih), None
 
 
+class GRUSlopes(NamedTuple):
+    """Derivatives of the gates' activations, each ``[..., H]``, as a share of the steepest."""
+
+    r: jax.Array
+    z: jax.Array
+    n: jax.Array
+
+
+def slopes(after: GRUState, gates: GRUGates) -> GRUSlopes:
+    del after
+    r, z, n, _ = gates
+    return GRUSlopes(r=4 * r * (1 - r), z=4 * z * (1 - z), n=1 - n * n)
+
+
 GRU = Cell(
     name="GRU",
     init=init,
@@ -203,5 +217,6 @@ GRU = Cell(
     linearize=linearize,
     pull=pull,
     contract=contract,
+    slopes=slopes,
 )
 """The gated recurrent unit: `GRUParams`, `GRUState`."""

@@ -103,6 +103,7 @@ class LSTMGates(NamedTuple):
 
 
 def project(params: LSTMParams, xs: jax.Array, consts: None) -> jax.Array:
+    """Textbook: the input's part of lstm-1, lstm-2, lstm-3, lstm-5."""
     del consts
     return affine(xs, params.w_ih, params.b)
 
@@ -110,6 +111,10 @@ def project(params: LSTMParams, xs: jax.Array, consts: None) -> jax.Array:
 def advance(
     params: LSTMParams, state: LSTMState, inputs: jax.Array, consts: None
 ) -> tuple[LSTMState, LSTMGates]:
+    """Textbook: lstm-1, lstm-2, lstm-3, lstm-4, lstm-5, lstm-6.
+
+    In other names step-1, step-2, step-3, step-4, step-5, step-6, step-7.
+    """
     del consts
     a_i, a_f, a_g, a_o = jnp.split(inputs + state.h @ params.w_hh, 4, axis=-1)
     gates = LSTMGates(
@@ -146,6 +151,10 @@ class LSTMFactors(NamedTuple):
 def linearize(
     params: LSTMParams, before: LSTMState, after: LSTMState, gates: LSTMGates, consts: None
 ) -> LSTMFactors:
+    """Textbook: the factors beside dc and dh in lstm-8, lstm-9, lstm-10, lstm-11, lstm-12.
+
+    Also step-9, step-11, step-12, step-13, each times the slope of its gate.
+    """
     del params, consts
     i, f, g, o = gates
     tanh_c = jnp.tanh(after.c)
@@ -162,6 +171,10 @@ def linearize(
 def pull(
     params: LSTMParams, dstate: LSTMState, factors: LSTMFactors, consts: None
 ) -> tuple[LSTMState, jax.Array]:
+    """Textbook: lstm-8, lstm-9, lstm-10, lstm-11, lstm-12, lstm-21, lstm-22.
+
+    In other names step-10, step-14, step-28.
+    """
     del consts
     dh = dstate.h
     dc = dstate.c + dh * factors.c_h
@@ -177,6 +190,11 @@ def contract(
     da: jax.Array,
     consts: None,
 ) -> tuple[LSTMParams, jax.Array, None]:
+    """Textbook: lstm-13, lstm-14, lstm-15, lstm-16, lstm-17, lstm-18, lstm-19, lstm-20, lstm-23.
+
+    In other names step-15, step-16, step-17, step-18, step-19, step-20, step-21, step-22, step-23,
+    step-24, step-25, step-26, step-27.
+    """
     del gates, consts
     dparams = LSTMParams(
         w_ih=weight_gradient(xs, da),
@@ -184,6 +202,12 @@ def contract(
         b=bias_gradient(da),
     )
     return dparams, input_gradient(da, params.w_ih), None
+
+
+def slopes(after: LSTMState, gates: LSTMGates) -> LSTMGates:
+    del after
+    i, f, g, o = gates
+    return LSTMGates(i=4 * i * (1 - i), f=4 * f * (1 - f), g=1 - g * g, o=4 * o * (1 - o))
 
 
 LSTM = Cell(
@@ -197,5 +221,6 @@ LSTM = Cell(
     linearize=linearize,
     pull=pull,
     contract=contract,
+    slopes=slopes,
 )
 """Long short-term memory: `LSTMParams`, `LSTMState`."""
