@@ -474,6 +474,14 @@ def test_diagnostics_run_under_jit(name):
     )
 
 
+def test_no_cotangent_is_a_cotangent_of_zeros():
+    _, (cell, params, xs, dhs, dfinal, _), _ = watched(jaxrnn.LSTM)
+    call = functools.partial(diagnostics.backpropagate, cell, params, xs)
+    zeros = jax.tree.map(jnp.zeros_like, (dhs, dfinal))
+    assert_same(call(None, dfinal), call(zeros[0], dfinal))
+    assert_same(call(dhs), call(dhs, zeros[1]))
+
+
 @each_diagnostic
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_diagnostics_take_every_cell_and_dtype(cell, name, dtype):

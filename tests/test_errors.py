@@ -272,7 +272,7 @@ def test_options_of_unroll(call, changes, error, said):
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
-        case("dhs is None", {"dhs": None}, TypeError, "`dhs`", "float32[5, 2, 4]", "NoneType"),
+        case("dhs is a state", {"dhs": STATE}, TypeError, "`dhs`", "float32[5, 2, 4]", "LSTMState"),
         case(
             "dhs of another shape",
             {"dhs": f32(5, 2, 3)},
