@@ -424,7 +424,7 @@ def truncated_by_autodiff(problem, cotangents, k):
     return jax.jit(lambda: jax.vjp(run, problem.params)[1](cotangents)[0])()
 
 
-@pytest.mark.parametrize(("k", "reverse"), [(3, False), (3, True), (1, False)])
+@pytest.mark.parametrize(("k", "reverse"), [(3, False), (4, True), (1, False)])
 def test_truncation_bias_is_that_of_windows_without_a_gradient_between_them(cell, k, reverse):
     # the final state of a row that ended in an earlier window is held, and so is its gradient:
     # windows that are unrolled one by one cannot hand it back, so all rows end in the last one
@@ -564,6 +564,7 @@ def test_explain_tells_what_the_diagnostics_found(flags):
     from_end = "lengths" in options and not options["reverse"]
     parts = diagnostics.step_contributions(*arguments, from_end=from_end, **options)
     assert_same(jax.device_get(explained.contributions), jax.device_get(parts))
+    assert_same(explained.gradients.params, jax.device_get(gradients))
     assert explained.horizons == horizons
     rows = {line.split()[0]: line for line in explained.table.split("\n") if line}
     for name, gradient in gradients._asdict().items():

@@ -291,19 +291,17 @@ def _one_by_one(used: _Used) -> _Used:
 
 
 def _rows_end_together(used: _Used, valid: jax.Array | None) -> _Used:
-    """The rows moved to where their last valid step is the last of all; no gradient before."""
+    """The rows moved so that all end at the last step; their padding, without gradient, first."""
     if valid is None:
         return used
-    T = len(valid)
     t = lax.broadcasted_iota(jnp.int32, valid.shape, 0)
-    source = t - (T - jnp.sum(valid, axis=0, dtype=jnp.int32))[None]
+    source = (t + jnp.sum(valid, axis=0, dtype=jnp.int32)[None]) % max(len(valid), 1)
 
     def move(leaf: jax.Array) -> jax.Array:
         index = source.reshape(source.shape + (1,) * (leaf.ndim - source.ndim))
-        return jnp.take_along_axis(leaf, index, axis=0, mode="clip")
+        return jnp.take_along_axis(leaf, index, axis=0)
 
-    moved = jax.tree.map(move, used)
-    return moved._replace(deltas=zero_unless(source >= 0, moved.deltas))
+    return jax.tree.map(move, used)
 
 
 def norm(tensor: jax.Array) -> jax.Array:

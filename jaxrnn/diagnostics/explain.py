@@ -9,7 +9,7 @@ import numpy as np
 from jaxrnn.cells.contract import Cell, Params, State
 from jaxrnn.diagnostics.contributions import StepContributions, horizon, step_contributions
 from jaxrnn.diagnostics.flow import ORIGINS, GradientFlow, gradient_flow
-from jaxrnn.diagnostics.recording import Options, backpropagate
+from jaxrnn.diagnostics.recording import Gradients, Options, backpropagate
 from jaxrnn.diagnostics.truncation import TruncationBias, truncation_bias
 from jaxrnn.validation import describe, size
 
@@ -25,13 +25,15 @@ SHARES = (1e-4, 1.0)
 class Explanation(NamedTuple):
     """What `explain` found, in words, as a picture, and as NumPy arrays.
 
-    ``contributions``, ``flow`` and ``horizons`` are the results of `step_contributions` (with
-    ``from_end`` where there are ``lengths`` and no ``reverse``), `gradient_flow` and `horizon`;
-    ``biases`` holds that of `truncation_bias` for each window.
+    ``gradients`` are those of `backpropagate`; ``contributions``, ``flow`` and ``horizons`` the
+    results of `step_contributions` (with ``from_end`` where there are ``lengths`` and no
+    ``reverse``), `gradient_flow` and `horizon`; ``biases`` holds that of `truncation_bias` for
+    each window.
     """
 
     table: str
     figure: "FigureBase"
+    gradients: Gradients
     contributions: StepContributions
     flow: GradientFlow
     horizons: Params
@@ -92,8 +94,9 @@ def explain(
     reverse = bool(options.get("reverse", False))
     lengths = options.get("lengths")
     from_end = lengths is not None and not reverse
-    contributions, flow, horizons, biases = jax.device_get(
+    gradients, contributions, flow, horizons, biases = jax.device_get(
         (
+            gradients,
             step_contributions(cell, *arguments, from_end=from_end, **options),
             gradient_flow(cell, *arguments, **options),
             horizon(cell, *arguments, **options),
@@ -115,7 +118,7 @@ def explain(
         figure = Figure(figsize=(7, 8.5), layout="constrained")
     _draw(figure, title, parameters, bands, reverse=reverse, from_end=from_end)
     table = _table(title, T, parameters, bands, flow, from_end=from_end)
-    return Explanation(table, figure, contributions, flow, horizons, biases)
+    return Explanation(table, figure, gradients, contributions, flow, horizons, biases)
 
 
 class _Parameter(NamedTuple):
@@ -206,9 +209,9 @@ def _draw(
 
     t = np.arange(first, first + T)
     drawn = {
-        "states": (states, "norm of the gradient", r"$\partial L\,/\,\partial {}_t$"),
-        "jacobians": (jacobians, "norm of the Jacobian", r"$\partial h_T\,/\,\partial {}_t$"),
-        "saturated": (saturated, "saturated units [%]", "{}"),
+        "states": (states, "gradient norm", r"$\partial L\,/\,\partial {}_t$"),
+        "jacobians": (jacobians, "Jacobian norm", r"$\partial h_T\,/\,\partial {}_t$"),
+        "saturated": (saturated, "saturated [%]", "{}"),
     }
     for kind, (axes, ylabel, label) in drawn.items():
         logarithmic = False

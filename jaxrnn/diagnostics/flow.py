@@ -209,12 +209,13 @@ def _first_nonfinite(plan: bptt.Plan, arrays: Arrays, recording: Recording) -> N
     valid = everywhere if arrays.steps.valid is None else arrays.steps.valid
     trajectory, cotangents = recording.trajectory, arrays.cotangents
     t = lax.broadcasted_iota(jnp.int32, shape, 0)
-    start, end = (_first(valid, reverse=r)[None] for r in (plan.reverse, not plan.reverse))
+    end = _first(valid, reverse=not plan.reverse)[None]
     # in the order of ORIGINS: at one step, an argument is named before what was made of it
     forwards = [
         _nonfinite(arrays.params, axes=0) & everywhere,
         _nonfinite(arrays.consts, axes=0) & everywhere,
-        _nonfinite(trajectory.before, axes=len(shape)) & (t == start),
+        # what left a step finite enters the next one so: this is the initial state
+        _nonfinite(trajectory.before, axes=len(shape)),
         _nonfinite(trajectory.xs, axes=len(shape)),
         _nonfinite((trajectory.after, trajectory.gates), axes=len(shape)),
     ]
