@@ -95,6 +95,7 @@ def affine(params: AffineParams, hs: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _affine(params: AffineParams, hs: jax.Array) -> jax.Array:
+    """Textbook: the logits of rnn-2, lstm-7, net-2."""
     return products.affine(hs, params.w, params.b)
 
 
@@ -103,6 +104,7 @@ def _affine_fwd(params: AffineParams, hs: jax.Array) -> tuple[jax.Array, Any]:
 
 
 def _affine_bwd(residuals: Any, dys: jax.Array) -> tuple[AffineParams, jax.Array]:
+    """Textbook: rnn-14, rnn-15, rnn-16, lstm-28, lstm-29, lstm-30, net-4, net-5."""
     params, hs = residuals
     dparams = AffineParams(
         w=products.weight_gradient(hs, dys).astype(params.w.dtype),
@@ -167,6 +169,7 @@ def softmax_cross_entropy(
 
 
 def _mean_cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
+    """Textbook: rnn-12, lstm-26, net-3, as a mean."""
     logits, chosen = _softmax_inputs(logits, labels, mask)
     losses = -jnp.sum(jnp.where(chosen, jax.nn.log_softmax(logits), 0), axis=-1)
     # a label that names no class has no loss: say so, where nothing could raise
@@ -184,6 +187,7 @@ def _softmax_cross_entropy_fwd(
 
 
 def _softmax_cross_entropy_bwd(residuals: Any, dloss: jax.Array) -> tuple[jax.Array, None, None]:
+    """Textbook: rnn-13, lstm-27, as a mean."""
     wide, chosen = _softmax_inputs(*residuals)
     logits, _, mask = residuals
     dlogits = (jax.nn.softmax(wide) - chosen.astype(wide.dtype)) * (
@@ -263,6 +267,7 @@ def _squared_error_fwd(
 
 
 def _squared_error_bwd(residuals: Any, dloss: jax.Array) -> tuple[jax.Array, jax.Array, None]:
+    """Textbook: step-8, as a mean."""
     predictions, _, mask = residuals
     errors = _errors(*residuals)
     dpredictions = (errors * (dloss * _share(mask, errors.dtype))).astype(predictions.dtype)

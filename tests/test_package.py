@@ -12,12 +12,20 @@ import jax
 import pytest
 
 import jaxrnn
-from jaxrnn import diagnostics, initializers
+from jaxrnn import convert, diagnostics, initializers, textbook
 
 ROOT = Path(__file__).parent.parent
 
 # each module may import those above it
 LADDER = [
+    "jaxrnn.textbook.checks",
+    "jaxrnn.textbook.caches",
+    "jaxrnn.textbook.head",
+    "jaxrnn.textbook.rnn",
+    "jaxrnn.textbook.lstm",
+    "jaxrnn.textbook.derivation",
+    "jaxrnn.textbook.unfolded",
+    "jaxrnn.textbook",
     "jaxrnn.products",
     "jaxrnn.masks",
     "jaxrnn.validation",
@@ -31,6 +39,8 @@ LADDER = [
     "jaxrnn.arguments",
     "jaxrnn.sequence",
     "jaxrnn.readout",
+    "jaxrnn.convert.textbook",
+    "jaxrnn.convert",
     "jaxrnn.training",
     "jaxrnn.diagnostics.recording",
     "jaxrnn.diagnostics.contributions",
@@ -98,6 +108,7 @@ def test_public_names_are_these():
         "LSTMState",
         "TrainState",
         "affine",
+        "convert",
         "diagnostics",
         "init_affine",
         "init_train_state",
@@ -106,6 +117,7 @@ def test_public_names_are_these():
         "make_train_step",
         "softmax_cross_entropy",
         "squared_error",
+        "textbook",
         "unroll",
         "unroll_reference",
         "valid_steps",
@@ -113,7 +125,11 @@ def test_public_names_are_these():
     assert all(hasattr(jaxrnn, name) for name in jaxrnn.__all__)
 
 
-@pytest.mark.parametrize("module", [jaxrnn, initializers, diagnostics], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module",
+    [jaxrnn, initializers, diagnostics, textbook, convert.textbook],
+    ids=lambda module: module.__name__,
+)
 def test_every_public_symbol_is_documented(module):
     assert inspect.getdoc(module)
     for name in module.__all__:

@@ -1,0 +1,33 @@
+"""One step out of the caches of a sequence."""
+
+from typing import Any
+
+from jaxrnn.textbook.checks import Cache, describe
+
+__all__ = ["cache_at"]
+
+
+def cache_at(caches: Cache, t: int) -> Cache:
+    """The cache of step ``t``, 0 for the first: what the document writes as ``caches[t]``.
+
+    Args:
+        caches: what `rnn_forward`, `lstm_forward` or `sequence_forward` returned.
+        t: an int in 0..T-1, known before tracing.
+
+    Returns:
+        The argument of `rnn_cell_backward`, `lstm_cell_backward` or `gradients_at_step`.
+
+    Raises:
+        TypeError: caches of another type, or ``t`` that is not an int.
+        ValueError: a step that is not there.
+    """
+    if not (isinstance(caches, tuple) and hasattr(caches, "parameters")):
+        raise TypeError(f"`caches` must be those of a forward pass; got {describe(caches)}")
+    stacked: dict[str, Any] = caches._asdict()
+    del stacked["parameters"]
+    T = len(next(iter(stacked.values())))
+    if isinstance(t, bool) or not isinstance(t, int):
+        raise TypeError(f"`t` must be an int, known before tracing; got {describe(t)}")
+    if not 0 <= t < T:
+        raise ValueError(f"`t` must lie in 0..{T - 1}, the steps of `caches`; got {t}")
+    return caches._replace(**{key: leaf[t] for key, leaf in stacked.items()})

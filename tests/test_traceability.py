@@ -1,0 +1,96 @@
+"""Every equation and every erratum leads to its code and its test; a broken link is told."""
+
+import ast
+import re
+import shutil
+
+import equations
+import pytest
+
+TRACE = equations.read()
+ERRATA = equations.errata()
+DOCUMENTS = {equation.document for equation in TRACE.equations.values()}
+
+
+def test_every_equation_has_its_textbook_function_its_engine_function_and_its_test():
+    assert equations.broken(TRACE) == []
+
+
+def test_the_page_of_equations_is_up_to_date():
+    """If it is not: ``python tests/equations.py``."""
+    assert (equations.ROOT / equations.PAGE).read_text() == equations.page(TRACE)
+
+
+def test_every_link_of_the_pages_leads_to_a_file():
+    for page in (equations.PAGE, equations.ERRATA):
+        path = equations.ROOT / page
+        for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
+            assert (path.parent / target).exists(), f"{page}: {target}"
+
+
+def test_equations_are_numbered_from_one():
+    for kind in ("rnn", "lstm", "step", "net"):
+        ids = [name for name in TRACE.equations if name.startswith(f"{kind}-")]
+        assert ids == [f"{kind}-{i + 1}" for i in range(len(ids))]
+
+
+def test_every_equation_has_one_test():
+    assert {name: len(places) for name, places in TRACE.tests.items() if len(places) > 1} == {}
+
+
+def test_the_errata_are_whole():
+    assert len(ERRATA) >= 30
+    assert [row.id for row in ERRATA] == [f"E{i + 1:02}" for i in range(len(ERRATA))]
+    assert {row.document for row in ERRATA} == DOCUMENTS
+    assert len(DOCUMENTS) == 3
+    text = (equations.ROOT / equations.ERRATA).read_text()
+    assert set(re.findall(equations.ID, text)) <= TRACE.equations.keys()
+
+
+def test_every_erratum_has_its_test_and_every_test_its_erratum():
+    tree = ast.parse((equations.ROOT / "tests" / "test_textbook_errata.py").read_text())
+    tests = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    tests = [name for name in tests if name.startswith("test_")]
+    assert sorted(f"`{name}`" for name in tests) == sorted(row.test for row in ERRATA)
+
+
+PLANTED = {
+    "no_textbook_function": (
+        "jaxrnn/textbook/rnn.py", "rnn-8, rnn-9.", "rnn-9.",
+        "rnn-8 has no function of the textbook",
+    ),
+    "no_engine_function": (
+        "jaxrnn/cells/lstm.py", "lstm-21, lstm-22.", "lstm-22.",
+        "lstm-21 has no function of the engine",
+    ),
+    "no_test": (
+        "tests/test_textbook_equations.py", "def test_net_9_", "def check_net_9_",
+        "net-9 has no test",
+    ),
+    "an_equation_that_is_not_listed": (
+        "jaxrnn/textbook/lstm.py", "    lstm-22    dc_prev", "    dc_prev",
+        "jaxrnn/cells/lstm.py: pull names lstm-22, which is not listed",
+    ),
+    "an_engine_function_of_nothing": (
+        "jaxrnn/readout.py", "step-8", "step-88",
+        "jaxrnn/readout.py: _squared_error_bwd names step-88, which is not listed",
+    ),
+    "a_test_of_nothing": (
+        "tests/test_textbook_equations.py", "def test_rnn_9_", "def test_rnn_99_",
+        "tests/test_textbook_equations.py: test_rnn_99_da_prev names rnn-99, which is not listed",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "text", "spoilt", "problem"), PLANTED.values(), ids=PLANTED)
+def test_a_broken_link_is_told(tmp_path, file, text, spoilt, problem):
+    for pattern in ("jaxrnn/textbook/*.py", *equations.ENGINE, "tests/test_textbook*.py"):
+        for source in equations.ROOT.glob(pattern):
+            copy = tmp_path / source.relative_to(equations.ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, copy)
+    source = (tmp_path / file).read_text()
+    assert text in source
+    (tmp_path / file).write_text(source.replace(text, spoilt))
+    trace = equations.read(tmp_path)
+    assert problem in equations.broken(trace)
