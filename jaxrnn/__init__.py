@@ -4,12 +4,13 @@ A *cell* (`ELMAN`, `LSTM`, `GRU`) is a record of pure functions: ``init``, ``ini
 ``step``. `unroll` scans a cell over time and carries the handwritten gradient; `unroll_reference`
 gives the same values with JAX's own. `affine`, `softmax_cross_entropy` and `squared_error` make a
 loss of hidden states; `make_train_step` trains on it with any optax optimizer;
-`jaxrnn.diagnostics` shows the gradient at every time step. `jaxrnn.textbook` has three documents
-on the subject, equation by equation in their own notation, and `jaxrnn.convert` translates their
-parameters. Sequences are time-major: ``xs [T, ..., I]``, ``hs [T, ..., H]``.
+`jaxrnn.diagnostics` shows the gradient at every time step, and `jaxrnn.testing` checks the adjoint
+of a cell of your own. `jaxrnn.textbook` has three documents on the subject, equation by equation in
+their own notation, and `jaxrnn.convert` translates their parameters. Sequences are time-major:
+``xs [T, ..., I]``, ``hs [T, ..., H]``.
 """
 
-from jaxrnn import convert, diagnostics, initializers, textbook
+from jaxrnn import convert, diagnostics, initializers, testing, textbook
 from jaxrnn.cells import (
     ELMAN,
     GRU,
@@ -58,6 +59,7 @@ __all__ = [
     "make_train_step",
     "softmax_cross_entropy",
     "squared_error",
+    "testing",
     "textbook",
     "unroll",
     "unroll_reference",

@@ -21,6 +21,8 @@ MODULES = [
     "diagnostics.contributions",
     "diagnostics.flow",
     "diagnostics.truncation",
+    "testing.gradients",
+    "testing.cells",
     "textbook",
     "convert.textbook",
 ]

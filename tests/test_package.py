@@ -12,7 +12,7 @@ import jax
 import pytest
 
 import jaxrnn
-from jaxrnn import convert, diagnostics, initializers, textbook
+from jaxrnn import convert, diagnostics, initializers, testing, textbook
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,6 +48,9 @@ LADDER = [
     "jaxrnn.diagnostics.truncation",
     "jaxrnn.diagnostics.explain",
     "jaxrnn.diagnostics",
+    "jaxrnn.testing.gradients",
+    "jaxrnn.testing.cells",
+    "jaxrnn.testing",
     "jaxrnn",
 ]
 
@@ -117,6 +120,7 @@ def test_public_names_are_these():
         "make_train_step",
         "softmax_cross_entropy",
         "squared_error",
+        "testing",
         "textbook",
         "unroll",
         "unroll_reference",
@@ -127,7 +131,7 @@ def test_public_names_are_these():
 
 @pytest.mark.parametrize(
     "module",
-    [jaxrnn, initializers, diagnostics, textbook, convert.textbook],
+    [jaxrnn, initializers, diagnostics, testing, textbook, convert.textbook],
     ids=lambda module: module.__name__,
 )
 def test_every_public_symbol_is_documented(module):

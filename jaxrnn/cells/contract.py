@@ -9,7 +9,7 @@ of a pre-activation.
 The engine (`jaxrnn.bptt`) owns time, masks, chunks and memory; the cell owns its equations. Of its
 pieces, two run inside the loops over time and hold one product with ``w_hh`` each: `advance`
 forwards and `pull` backwards. All others run in bulk, over the ``K`` steps of a chunk at once, and
-every piece must therefore accept leading axes of any number.
+every piece must therefore accept leading axes of any number (`contract`: any beside that of time).
 """
 
 from collections.abc import Callable
@@ -63,8 +63,8 @@ class Cell(NamedTuple):
     through params, state or consts. ``init`` also tells what params to expect: it is called
     abstractly at other sizes, with ``dtype=`` by name, and the ranks of what it returns must not
     depend on the sizes. What `advance`, `pull` and `contract` return is checked against the state,
-    the params and the inputs while tracing; whether it is right, `unroll_reference` tells. A cell
-    that reads ``consts`` says so with ``takes_consts=True``, any other refuses them.
+    the params and the inputs while tracing; whether it is right, `jaxrnn.testing.check_cell` tells.
+    A cell that reads ``consts`` says so with ``takes_consts=True``, any other refuses them.
     """
 
     name: str

@@ -1,0 +1,365 @@
+"""The experiment `gradient_flow`: its data, its numbers, and sentences that follow from them."""
+
+import copy
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import gradient_report, tasks
+from experiments.__main__ import main
+from experiments.data import adding
+from experiments.data.training import prepare_training
+from experiments.errors import InputError, NumericalError
+from experiments.gradient_flow import VOWEL_FRAMES, Config, medians_from_the_end
+
+ROOT = Path(__file__).parent.parent
+CELLS = {
+    "elman": ("w_ih", "w_hh", "b"),
+    "lstm": ("w_ih", "w_hh", "b"),
+    "gru": ("w_ih", "w_hh", "b", "b_hn"),
+}
+STAGES = ("initial", "trained")
+
+# a run that several tests read is made once: keep these tests in one worker
+pytestmark = pytest.mark.xdist_group("experiments")
+
+# the whole run, and a second one of the cell that compiles fastest, without pictures
+TWO_RUNS = """
+import sys
+from pathlib import Path
+from experiments import __main__, gradient_flow, plots
+first, second = sys.argv[1:]
+code = __main__.main(["gradient_flow", "--smoke", "--out", first])
+gradient_flow.CELLS = {"elman": gradient_flow.CELLS["elman"]}
+plots.png = lambda figure: b""
+gradient_flow.run(gradient_flow.Config(smoke=True, out=Path(second)))
+sys.exit(code)
+"""
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """Folder and output of a smoke run in a process of its own, and the folder of a second one."""
+    folder = tmp_path_factory.mktemp("gradient_flow")
+    environment = {name: value for name, value in os.environ.items() if "JAX" not in name}
+    environment |= {
+        "JAX_PLATFORMS": "cpu",
+        # the run spends its time on compiling
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_RUNS, str(folder / "out"), str(folder / "again")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=folder,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "out", done.stdout, folder / "again"
+
+
+def result_of(out):
+    return json.loads((out / "result.json").read_text())
+
+
+# a run
+
+
+def test_smoke_run_writes_every_promised_file(smoke):
+    out, output, _ = smoke
+    assert sorted(path.name for path in out.iterdir()) == [
+        "adding.png",
+        "report.md",
+        "result.json",
+        "vowels.png",
+    ]
+    for picture in out.glob("*.png"):
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    # the cross-check comes before any training, the findings last
+    places = [output.index(part) for part in ("tolerance", "trained elman", "| task", "one run")]
+    assert places == sorted(places)
+    assert (out / "report.md").read_text().strip() in output
+
+
+def test_result_holds_every_number(smoke):
+    result = result_of(smoke[0])
+    assert set(result["tasks"]) == {"adding", "vowels"}
+    for task, steps in (("adding", 8), ("vowels", VOWEL_FRAMES)):
+        of_task = result["tasks"][task]
+        assert of_task["steps"] == steps
+        assert set(of_task["score"]["networks"]) == set(CELLS)
+        for cell, parameters in CELLS.items():
+            of_cell = of_task["cells"][cell]
+            assert (
+                len(of_cell["learning_curve"]) == result["config"][f"{task[:6]}_steps"]
+                if task == "adding"
+                else True
+            )
+            for stage in STAGES:
+                numbers = of_cell["stages"][stage]
+                assert list(numbers["truncation"]) == ["2", "4"]
+                per_parameter = [numbers["horizon"], numbers["gradient_norm"]]
+                for bias in numbers["truncation"].values():
+                    per_parameter += [bias["relative_error"], bias["cosine"]]
+                for values in per_parameter:
+                    assert set(values) == set(parameters)
+                    assert all(math.isfinite(value) for value in values.values())
+                assert all(len(norms) == steps for norms in numbers["step_norms"].values())
+                assert all(norm > 0 for norm in numbers["state_gradient"])
+                assert all(0 <= share <= 1 for share in numbers["saturated"].values())
+    differences = result["cross_check"]["differences"]
+    expected = 2 * sum(len(parameters) + len(("w", "b")) for parameters in CELLS.values())
+    assert len(differences) == expected
+    assert max(differences.values()) <= result["cross_check"]["tolerance"]
+
+
+def test_two_runs_give_the_same_numbers(smoke):
+    out, _, again = smoke
+    for task in ("adding", "vowels"):
+        first, second = (result_of(folder)["tasks"][task] for folder in (out, again))
+        assert first["cells"]["elman"] == second["cells"]["elman"]
+        assert first["score"]["networks"]["elman"] == second["score"]["networks"]["elman"]
+        assert first["score"]["baselines"] == second["score"]["baselines"]
+
+
+def test_table_has_a_row_for_every_task_cell_stage_and_parameter(smoke):
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (smoke[0] / "report.md").read_text().splitlines()
+        if line.startswith("|")
+    ]
+    header, _, *rows = rows
+    assert header[-2:] == ["k = 2", "k = 4"]
+    assert [tuple(row[:4]) for row in rows] == [
+        (task, gradient_report.CELL_NAMES[cell], gradient_report.STAGES[stage], parameter)
+        for task, cell, stage in itertools.product(("adding", "vowels"), CELLS, STAGES)
+        for parameter in CELLS[cell]
+    ]
+
+
+# the options
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("length", 1),
+        ("hidden_size", 0),
+        ("adding_steps", 0),
+        ("adding_batch", -1),
+        ("vowel_steps", 0),
+        ("vowel_batch", 271),
+        ("noise", -1.0),
+        ("noise", math.inf),
+        ("learning_rate", 0.0),
+        ("learning_rate", math.nan),
+        ("clip", 0.0),
+        ("rows", 0),
+        ("rows", 271),
+        ("test_sequences", 1),
+        ("windows", ()),
+        ("windows", (0, 5)),
+        ("windows", (5, VOWEL_FRAMES + 1)),
+        ("windows", (5, 5)),
+        ("windows", (10, 5)),
+        ("seed", -1),
+        ("out", Path("")),
+    ],
+)
+def test_bad_option_is_refused_by_name_with_what_was_expected(field, value):
+    option = "--" + field.replace("_", "-")
+    with pytest.raises(InputError) as refused:
+        Config(**{field: value})
+    message = str(refused.value)
+    assert message.startswith(f"{option} must be ")
+    assert message.endswith(f"; got {value}")
+
+
+def test_bad_option_on_the_command_line_exits_with_2(capsys):
+    assert main(["gradient_flow", "--windows", "5", "50"]) == 2
+    assert "--windows must be" in capsys.readouterr().err
+
+
+def test_longest_training_utterance_is_what_the_windows_are_checked_against():
+    assert len(prepare_training(holdout=0).train.xs) == VOWEL_FRAMES
+
+
+# the tasks
+
+
+@pytest.mark.parametrize("length", [2, 7, 80])
+def test_adding_problem_marks_a_value_in_each_half_and_asks_for_their_sum(length):
+    xs, lengths, targets = adding.draw(np.random.default_rng(0), length, 100)
+    assert (xs.shape, xs.dtype, lengths) == ((length, 100, 2), np.float32, None)
+    assert (targets.shape, targets.dtype) == ((100, 1), np.float32)
+    values, marked = xs[..., 0], xs[..., 1]
+    assert set(np.unique(marked)) == {0, 1}
+    assert (marked[: length // 2].sum(axis=0) == 1).all()
+    assert (marked[length // 2 :].sum(axis=0) == 1).all()
+    assert 0 <= values.min() <= values.max() < 1
+    sums = [values[marked[:, n] == 1, n].sum() for n in range(100)]
+    np.testing.assert_allclose(targets[:, 0], sums, rtol=1e-6)
+
+
+def test_adding_problem_uses_every_step_and_predicting_its_mean_has_error_one_sixth():
+    xs, _, targets = adding.draw(np.random.default_rng(0), 10, 20000)
+    np.testing.assert_allclose(xs[..., 1].mean(axis=1), 0.2, atol=0.02)
+    assert np.mean((targets - adding.MEAN) ** 2) == pytest.approx(1 / 6, rel=0.03)
+
+
+def test_training_utterances_are_drawn_once_each_with_noise():
+    train = prepare_training(holdout=0).train
+    count = len(train.labels)
+    for noise in (0.0, 0.5):
+        task = tasks.speaker_of_a_vowel(train, noise, steps=1, batch_size=3)
+        batch = task.draw(np.random.default_rng(0), count)
+        assert batch.xs.dtype == np.float32
+        assert np.bincount(batch.labels).tolist() == [30] * 9
+        # the same rows in both cases: the noise is drawn after them
+        order = np.random.default_rng(0).choice(count, count, replace=False)
+        assert np.std(batch.xs - train.xs[:, order]) == pytest.approx(noise, abs=0.01)
+
+
+def test_score_of_the_sums_is_the_mean_squared_error_beside_the_baseline_s(monkeypatch):
+    test = adding.draw(np.random.default_rng(0), 5, 400)
+    predictions = {"elman": np.ones_like(test.targets), "gru": test.targets + np.float32(0.1)}
+    monkeypatch.setattr(jax, "jit", lambda *_, **__: lambda _, params, *__: predictions[params])
+    score = tasks.score_sums({name: name for name in predictions}, test)
+    baseline = score["baselines"]["always predicting the mean"]
+    assert baseline == pytest.approx(np.mean((test.targets - 1) ** 2))
+    elman, gru = score["networks"]["elman"], score["networks"]["gru"]
+    assert (elman["gain"], elman["gain_standard_error"]) == (0, 0)
+    assert gru["error"] == pytest.approx(0.01, rel=1e-3)
+    assert gru["gain"] == pytest.approx(baseline - 0.01, rel=1e-3)
+
+
+def test_diverged_training_is_told_with_its_step():
+    task = tasks.adding_problem(2, steps=2, batch_size=3)
+    cell = tasks.classifier.CELLS["elman"]
+    params = tasks.init(cell, task, jax.random.key(0), 2)
+    batches = tasks.training_batches(task, np.random.default_rng(0))
+    batches.xs[1, 0] = np.nan
+    with pytest.raises(NumericalError, match=r"at step 2 the loss is nan.*--learning-rate below 1"):
+        tasks.train(cell, task, params, batches, learning_rate=1.0, clip=1.0)
+
+
+# the report
+
+
+def test_medians_are_taken_from_each_row_s_last_step_back():
+    values = np.array([[1.0, 4, 7], [2, 5, 8], [3, 6, 9]])
+    assert medians_from_the_end(values, np.array([3, 3, 3])) == [6, 5, 4]
+    # the last steps are 3, 5 and 7; two of the rows have a step before; the third is too long
+    assert medians_from_the_end(values, np.array([3, 2, 1])) == [5, 3]
+
+
+def stage(horizon, error, curve, norm=1.0):
+    bias = {"relative_error": {"w_hh": error}, "cosine": {"w_hh": 1 - error}}
+    small = {"relative_error": {"w_hh": min(2 * error, 1.0)}, "cosine": {"w_hh": 1 - error}}
+    return {
+        "horizon": {"w_hh": horizon},
+        "gradient_norm": {"w_hh": norm},
+        "truncation": {"5": small, "10": bias},
+        "state_gradient": curve,
+    }
+
+
+@pytest.fixture
+def results():
+    """Made-up results of one task."""
+    flat, falling = [1.0, 0.9, 0.8], [1.0, 0.5, 0.001]
+    stages = {
+        "elman": {"initial": stage(12, 0.2, flat), "trained": stage(4, 0.01, falling)},
+        "lstm": {"initial": stage(6, 0.08, falling), "trained": stage(20, 0.9, flat)},
+    }
+    networks = {
+        "elman": {"error": 0.3, "gain": -0.1, "gain_standard_error": 0.01},
+        "lstm": {"error": 0.01, "gain": 0.19, "gain_standard_error": 0.01},
+    }
+    score = {"count": 50, "baselines": {"always predicting the mean": 0.2}, "networks": networks}
+    cells = {cell: {"stages": each} for cell, each in stages.items()}
+    return {"sums": {"title": "sums", "steps": 20, "score": score, "cells": cells}}
+
+
+def findings(results):
+    return gradient_report.findings(results, rows=7, seed=3)
+
+
+def test_findings_say_what_the_numbers_show(results):
+    said = findings(results)
+    for part in (
+        "On 50 test sequences always predicting the mean has a mean squared error of 0.2000: "
+        "LSTM (0.0100, 5.0% of it) beats it; Elman (0.3000, 150.0% of it) LOSES to it.",
+        "of 20, that hold 95 % of the gradient of w_hh, before → after training: "
+        "Elman 12 → 4, LSTM 6 → 20.",
+        "Training lengthened that of LSTM and shortened that of Elman; after it, it is longest "
+        "for LSTM and shortest for Elman.",
+        "Elman never in 2 → 2, LSTM 2 → never in 2.",
+        "windows of 10 steps",
+        "Elman 20.0% (+0.80) → 1.0% (+0.99), LSTM 8.0% (+0.92) → 90.0% (+0.10).",
+        "within 10%: at initialisation 10 for LSTM; after training 5 for Elman.",
+        "one run with seed 3",
+        "one batch of 7 sequences",
+    ):
+        assert part in said
+    assert "On the way it grows" not in said
+
+
+@pytest.mark.parametrize(
+    ("gain", "words"),
+    [
+        (0.021, "Elman (0.1000, 50.0% of it) and LSTM (0.0100, 5.0% of it) beat it."),
+        (0.019, "Elman (0.1000, 50.0% of it) is not told apart from it"),
+        (-0.019, "Elman (0.1000, 50.0% of it) is not told apart from it"),
+        (-0.021, "Elman (0.1000, 50.0% of it) LOSES to it"),
+    ],
+)
+def test_a_gain_within_two_standard_errors_is_no_gain(results, gain, words):
+    results["sums"]["score"]["networks"]["elman"] |= {"error": 0.1, "gain": gain}
+    assert words in findings(results)
+
+
+@pytest.mark.parametrize(
+    ("errors", "words"),
+    [
+        ((8, 9), "Elman (8) beats it; LSTM (9) only equals it."),
+        ((9, 9), "Elman (9) and LSTM (9) only equal it."),
+        ((10, 11), "Elman (10) and LSTM (11) LOSE to it."),
+    ],
+)
+def test_counted_errors_are_compared_as_they_are(results, errors, words):
+    networks = {cell: {"errors": n} for cell, n in zip(("elman", "lstm"), errors, strict=True)}
+    results["sums"]["score"] |= {"baselines": {"ridge": 9}, "networks": networks}
+    assert f"On 50 test sequences ridge makes 9 errors: {words}" in findings(results)
+
+
+def test_other_gradients_make_other_sentences(results):
+    other = copy.deepcopy(results)
+    cells = other["sums"]["cells"]
+    cells["elman"]["stages"] = {"initial": stage(5, 0.5, [0.0, 0.0]), "trained": stage(5, 0.5, [1])}
+    cells["lstm"]["stages"] = {
+        "initial": stage(5, math.nan, [1.0, 250.0]),
+        "trained": stage(5, 0.5, [1.0, 2.0]),
+    }
+    said = findings(other)
+    for part in (
+        "Training kept that of Elman and LSTM; after it, it is the same for all.",
+        "Elman no gradient → never in 0",
+        "On the way it grows 250-fold in LSTM at initialisation.",
+        "within 10%: at initialisation none; after training none.",
+    ):
+        assert part in said
+        assert part not in findings(results)
