@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments.errors import CrossCheckError, InputError, NumericalError
 
-EXPERIMENTS = ("spoken_vowels",)
+EXPERIMENTS = ("spoken_vowels", "gradient_flow")
 
 
 def summary(name: str) -> str:
@@ -50,7 +50,10 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
-        print("stopped; the same command continues from the last checkpoint", file=sys.stderr)
+        print(
+            "stopped; the same command continues from the last checkpoint, if there is one",
+            file=sys.stderr,
+        )
         return 130
     return 0
 

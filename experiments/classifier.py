@@ -11,6 +11,8 @@ import optax
 import jaxrnn
 from experiments.data.japanese_vowels import Utterances
 
+CELLS = {"elman": jaxrnn.ELMAN, "lstm": jaxrnn.LSTM, "gru": jaxrnn.GRU}
+
 
 class Functions(NamedTuple):
     """What the gradient of the loss passes through; `jaxrnn`'s signatures."""
@@ -18,9 +20,12 @@ class Functions(NamedTuple):
     unroll: Callable
     affine: Callable
     cross_entropy: Callable
+    squared_error: Callable
 
 
-HANDWRITTEN = Functions(jaxrnn.unroll, jaxrnn.affine, jaxrnn.softmax_cross_entropy)
+HANDWRITTEN = Functions(
+    jaxrnn.unroll, jaxrnn.affine, jaxrnn.softmax_cross_entropy, jaxrnn.squared_error
+)
 
 
 def _plain_affine(readout: jaxrnn.AffineParams, h: jax.Array) -> jax.Array:
@@ -31,8 +36,14 @@ def _plain_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
+def _plain_squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
+    return 0.5 * ((predictions - targets) ** 2).sum(axis=-1).mean()
+
+
 # the same values without any rule of ours: what the cross-check compares with
-AUTODIFF = Functions(jaxrnn.unroll_reference, _plain_affine, _plain_cross_entropy)
+AUTODIFF = Functions(
+    jaxrnn.unroll_reference, _plain_affine, _plain_cross_entropy, _plain_squared_error
+)
 
 
 class Params(NamedTuple):
@@ -78,7 +89,7 @@ def make_loss(cell: jaxrnn.Cell, noise: float, functions: Functions = HANDWRITTE
 
     def loss(params: Params, batch: Utterances, key: jax.Array) -> jax.Array:
         noisy = batch.xs + noise * jax.random.normal(key, batch.xs.shape, batch.xs.dtype)
-        logits = _logits(cell, params, batch._replace(xs=noisy), functions)
+        logits = outputs(cell, params, batch._replace(xs=noisy), functions)
         return functions.cross_entropy(logits, batch.labels)
 
     return loss
@@ -89,7 +100,7 @@ def evaluate(
     cell: jaxrnn.Cell, params: Params, utterances: Utterances
 ) -> tuple[jax.Array, jax.Array]:
     """Mean loss and predicted labels [N] of utterances, without noise."""
-    logits = _logits(cell, params, utterances, HANDWRITTEN)
+    logits = outputs(cell, params, utterances, HANDWRITTEN)
     return jaxrnn.softmax_cross_entropy(logits, utterances.labels), logits.argmax(-1)
 
 
@@ -108,7 +119,7 @@ def hidden_gradient_norms(
         logits = jaxrnn.affine(params.readout, _side_by_side(finals))
         return jaxrnn.softmax_cross_entropy(logits, utterances.labels) * len(utterances.labels)
 
-    dfinals = jax.grad(total_loss)(_final_states(cell, params, utterances, jaxrnn.unroll))
+    dfinals = jax.grad(total_loss)(final_states(cell, params, utterances, jaxrnn.unroll))
     norms = {}
     for (name, cell_params, reverse), dfinal in zip(_directions(params), dfinals, strict=True):
         # the loss reads the final states only
@@ -132,12 +143,12 @@ def _directions(params: Params) -> list[tuple[str, Any, bool]]:
     return [direction for direction in directions if direction[1] is not None]
 
 
-def _final_states(
-    cell: jaxrnn.Cell, params: Params, utterances: Utterances, unroll: Callable
+def final_states(
+    cell: jaxrnn.Cell, params: Params, batch: Any, unroll: Callable
 ) -> tuple[Any, ...]:
-    """State of each direction after its last step over the utterances [T, N, I]; leaves [N, H]."""
+    """State of each direction after its last step over ``batch.xs`` [T, N, I]; leaves [N, H]."""
     return tuple(
-        unroll(cell, cell_params, utterances.xs, lengths=utterances.lengths, reverse=reverse)[0]
+        unroll(cell, cell_params, batch.xs, lengths=batch.lengths, reverse=reverse)[0]
         for _, cell_params, reverse in _directions(params)
     )
 
@@ -147,9 +158,10 @@ def _side_by_side(finals: tuple[Any, ...]) -> jax.Array:
     return jnp.concatenate([state.h for state in finals], axis=-1)
 
 
-def _logits(
-    cell: jaxrnn.Cell, params: Params, utterances: Utterances, functions: Functions
-) -> jax.Array:
-    """Logits [N, O] of the utterances."""
-    finals = _final_states(cell, params, utterances, functions.unroll)
+def outputs(cell: jaxrnn.Cell, params: Params, batch: Any, functions: Functions) -> jax.Array:
+    """What the readout makes of the final states [N, O]: a classifier's logits.
+
+    ``batch`` has ``xs`` [T, N, I] and ``lengths``, which may be None.
+    """
+    finals = final_states(cell, params, batch, functions.unroll)
     return functions.affine(params.readout, _side_by_side(finals))

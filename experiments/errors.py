@@ -1,5 +1,7 @@
 """The errors that an experiment shows as one message, without a traceback."""
 
+from typing import Any
+
 
 class InputError(ValueError):
     """Something outside the code is wrong and a person can put it right.
@@ -21,3 +23,10 @@ class NumericalError(RuntimeError):
 
     The options brought the run there, no wrong rule. On the command line: exit code 1.
     """
+
+
+def require_option(config: Any, name: str, holds: bool, expected: str) -> None:
+    """Raise InputError, which names the option and its value in ``config``, unless it holds."""
+    if not holds:
+        option = "--" + name.replace("_", "-")
+        raise InputError(f"{option} must be {expected}; got {getattr(config, name)}")

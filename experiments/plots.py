@@ -1,4 +1,4 @@
-"""The pictures of a classification run, as PNG bytes."""
+"""The pictures of the experiments, as PNG bytes."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ def learning_curves(rows: Sequence[Mapping[str, float]], *, title: str) -> bytes
     for axes in (losses, accuracies):
         axes.grid(alpha=0.3)
         axes.legend()
-    return _png(figure)
+    return png(figure)
 
 
 def confusion_matrix(counts: np.ndarray, *, title: str) -> bytes:
@@ -77,7 +77,7 @@ def confusion_matrix(counts: np.ndarray, *, title: str) -> bytes:
     axes.grid(which="minor", color="0.85", linewidth=0.8)
     axes.tick_params(which="both", length=0)
     axes.set(xlabel="predicted speaker", ylabel="true speaker")
-    return _png(figure)
+    return png(figure)
 
 
 def gradient_flow(
@@ -136,7 +136,7 @@ def gradient_flow(
         )
         milliseconds.set_xlabel(f"{name} direction: milliseconds from the read-out state")
     grid[2][0].set_ylabel("norm, relative to the read-out state's")
-    return _png(figure)
+    return png(figure)
 
 
 def _share_left(
@@ -164,7 +164,28 @@ def _share_left(
     axes.plot(distances, median, color=color, label=f"{when} training: median, 10 to 90 %")
 
 
-def _png(figure: Figure) -> bytes:
+def grid_of_figures(rows: int, columns: int, *, title: str) -> tuple[Figure, np.ndarray]:
+    """Make a figure of equal parts to draw into: the figure, and its SubFigures [rows, columns]."""
+    figure = Figure(figsize=(6 * columns, 7.5 * rows), layout="constrained")
+    figure.suptitle(title, fontsize="x-large")
+    return figure, figure.subfigures(rows, columns, squeeze=False, wspace=0.03, hspace=0.03)
+
+
+def share_limits(parts: np.ndarray) -> None:
+    """Give the panels of all parts that stand in the same place the same limits of y.
+
+    Args:
+        parts: figures or SubFigures with the same panels in the same order.
+    """
+    for panels in zip(*(part.axes for part in parts.flat), strict=True):
+        if panels[0].get_yscale() == "log":
+            bottoms, tops = np.transpose([panel.get_ylim() for panel in panels])
+            for panel in panels:
+                panel.set_ylim(bottoms.min(), tops.max())
+
+
+def png(figure: Figure) -> bytes:
+    """Render the figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()

@@ -3,15 +3,18 @@
 import hashlib
 import json
 import os
+import platform
 import tempfile
 import textwrap
 from collections.abc import Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+import jaxrnn
 from experiments.errors import InputError
 
 
@@ -107,3 +110,9 @@ def sha256_of_arrays(tree: Any) -> str:
     for leaf in jax.tree.leaves(tree):
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    packages = {name: metadata.version(name) for name in ("jax", "jaxlib", "optax", "numpy")}
+    return {"python": platform.python_version(), "jaxrnn": jaxrnn.__version__, **packages}

@@ -34,10 +34,8 @@ single split of the kind.
 import dataclasses
 import json
 import math
-import platform
 import time
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,12 +48,11 @@ from tqdm import tqdm
 
 import jaxrnn
 from experiments import baselines, checkpoints, classifier, cross_check, plots, records
+from experiments.classifier import CELLS
 from experiments.data import japanese_vowels
 from experiments.data.japanese_vowels import Utterances
 from experiments.data.training import TrainingData, prepare_training, select, standardise
-from experiments.errors import InputError, NumericalError
-
-CELLS = {"elman": jaxrnn.ELMAN, "lstm": jaxrnn.LSTM, "gru": jaxrnn.GRU}
+from experiments.errors import NumericalError, require_option
 
 # test accuracies that others report on the same 270 training and 370 test utterances
 PUBLISHED = {
@@ -101,24 +98,21 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "steps", "eval_every", "save_every"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
+            require_option(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("weight_decay", "noise"):
-            self._require(name, 0 <= getattr(self, name) < math.inf, "at least 0 and finite")
-        self._require("cell", self.cell in CELLS, f"one of {', '.join(CELLS)}")
-        self._require("learning_rate", 0 < self.learning_rate < math.inf, "above 0 and finite")
-        self._require("seed", 0 <= self.seed < 2**31, f"in 0..{2**31 - 1}")
+            require_option(self, name, 0 <= getattr(self, name) < math.inf, "at least 0 and finite")
+        require_option(self, "cell", self.cell in CELLS, f"one of {', '.join(CELLS)}")
+        require_option(
+            self, "learning_rate", 0 < self.learning_rate < math.inf, "above 0 and finite"
+        )
+        require_option(self, "seed", 0 <= self.seed < 2**31, f"in 0..{2**31 - 1}")
         each = japanese_vowels.TRAINING_UTTERANCES
-        self._require("holdout", 0 <= self.holdout < each, f"in 0..{each - 1}")
+        require_option(self, "holdout", 0 <= self.holdout < each, f"in 0..{each - 1}")
         left = japanese_vowels.SPEAKERS * (each - self.holdout)
         expected = f"in 1..{left} (as many as are trained on)"
-        self._require("batch_size", 1 <= self.batch_size <= left, expected)
+        require_option(self, "batch_size", 1 <= self.batch_size <= left, expected)
         expected = "the name of a folder other than the current one (which an empty name means)"
-        self._require("out", self.out != Path(), expected)
-
-    def _require(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            option = "--" + name.replace("_", "-")
-            raise InputError(f"{option} must be {expected}; got {getattr(self, name)}")
+        require_option(self, "out", self.out != Path(), expected)
 
 
 def smoke_version(config: Config) -> Config:
@@ -280,7 +274,7 @@ def run(config: Config) -> dict[str, Any]:
         "last_step": rows[-1],
         "cross_check": {"tolerance": cross_check.TOLERANCE, "differences": differences},
         "config": json_config(config),
-        "versions": versions(),
+        "versions": records.versions(),
         "seconds": round(time.monotonic() - started, 1),
     }
     records.write_atomically(
@@ -344,12 +338,6 @@ def comparison(name: str, accuracy: float, others: Mapping[str, float], count: i
     if not better and not equal:
         lines.append("The network beats all of them.")
     return "\n".join(lines)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    packages = {name: metadata.version(name) for name in ("jax", "jaxlib", "optax", "numpy")}
-    return {"python": platform.python_version(), "jaxrnn": jaxrnn.__version__, **packages}
 
 
 def main(arguments: Sequence[str]) -> None:

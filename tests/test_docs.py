@@ -40,7 +40,9 @@ def _default_flags():
 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=[f"block_{i}" for i in range(len(BLOCKS))])
-def test_the_code_of_the_readme_runs(code):
+def test_the_code_of_the_readme_runs(code, tmp_path, monkeypatch):
+    # it may write files
+    monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
 
 

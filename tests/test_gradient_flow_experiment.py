@@ -29,7 +29,7 @@ CELLS = {
 STAGES = ("initial", "trained")
 
 # a run that several tests read is made once: keep these tests in one worker
-pytestmark = pytest.mark.xdist_group("experiments")
+pytestmark = pytest.mark.xdist_group("gradient_flow")
 
 # the whole run, and a second one of the cell that compiles fastest, without pictures
 TWO_RUNS = """
@@ -97,17 +97,13 @@ def test_smoke_run_writes_every_promised_file(smoke):
 def test_result_holds_every_number(smoke):
     result = result_of(smoke[0])
     assert set(result["tasks"]) == {"adding", "vowels"}
-    for task, steps in (("adding", 8), ("vowels", VOWEL_FRAMES)):
+    for task, steps, training_steps in (("adding", 8, 4), ("vowels", VOWEL_FRAMES, 3)):
         of_task = result["tasks"][task]
         assert of_task["steps"] == steps
         assert set(of_task["score"]["networks"]) == set(CELLS)
         for cell, parameters in CELLS.items():
             of_cell = of_task["cells"][cell]
-            assert (
-                len(of_cell["learning_curve"]) == result["config"][f"{task[:6]}_steps"]
-                if task == "adding"
-                else True
-            )
+            assert len(of_cell["learning_curve"]) == training_steps
             for stage in STAGES:
                 numbers = of_cell["stages"][stage]
                 assert list(numbers["truncation"]) == ["2", "4"]
@@ -189,8 +185,12 @@ def test_bad_option_is_refused_by_name_with_what_was_expected(field, value):
 
 
 def test_bad_option_on_the_command_line_exits_with_2(capsys):
-    assert main(["gradient_flow", "--windows", "5", "50"]) == 2
-    assert "--windows must be" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main(["gradient_flow", "--windows", "5", "50"])
+    assert stopped.value.code == 2
+    errors = capsys.readouterr().err
+    assert "--windows must be" in errors
+    assert "Traceback" not in errors
 
 
 def test_longest_training_utterance_is_what_the_windows_are_checked_against():
@@ -206,7 +206,7 @@ def test_adding_problem_marks_a_value_in_each_half_and_asks_for_their_sum(length
     assert (xs.shape, xs.dtype, lengths) == ((length, 100, 2), np.float32, None)
     assert (targets.shape, targets.dtype) == ((100, 1), np.float32)
     values, marked = xs[..., 0], xs[..., 1]
-    assert set(np.unique(marked)) == {0, 1}
+    assert set(np.unique(marked)) <= {0, 1}
     assert (marked[: length // 2].sum(axis=0) == 1).all()
     assert (marked[length // 2 :].sum(axis=0) == 1).all()
     assert 0 <= values.min() <= values.max() < 1
@@ -252,7 +252,12 @@ def test_diverged_training_is_told_with_its_step():
     params = tasks.init(cell, task, jax.random.key(0), 2)
     batches = tasks.training_batches(task, np.random.default_rng(0))
     batches.xs[1, 0] = np.nan
-    with pytest.raises(NumericalError, match=r"at step 2 the loss is nan.*--learning-rate below 1"):
+    # as the command line runs it: optax adds integers to floats
+    promotion = jax.numpy_dtype_promotion("standard")
+    with (
+        promotion,
+        pytest.raises(NumericalError, match=r"at step 2 the loss is nan.*--learning-rate below 1"),
+    ):
         tasks.train(cell, task, params, batches, learning_rate=1.0, clip=1.0)
 
 

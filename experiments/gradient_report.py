@@ -1,0 +1,221 @@
+"""The table and the findings of `gradient_flow`: made from the numbers of result.json alone.
+
+Other numbers make other sentences; none is written in advance.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+CELL_NAMES = {"elman": "Elman", "lstm": "LSTM", "gru": "GRU"}
+STAGES = {"initial": "at initialisation", "trained": "after training"}
+
+# what the findings speak of: all cells have it, and it acts from one step to the next
+PARAMETER = "w_hh"
+# the gradient of a state has vanished below the one share of the last step's, exploded above the
+# other
+VANISHED, EXPLODED = 0.01, 100.0
+# a window of truncated BPTT is long enough where the gradient is off by no more than this
+TOLERATED = 0.1
+
+
+def table(tasks: Mapping[str, Any]) -> str:
+    """Show horizons and truncation biases in Markdown, a row per task, cell, stage, parameter."""
+    rows = []
+    windows: Sequence[str] = ()
+    for task, result in tasks.items():
+        for cell, of_cell in result["cells"].items():
+            for stage, numbers in of_cell["stages"].items():
+                windows = list(numbers["truncation"])
+                for parameter, horizon in numbers["horizon"].items():
+                    biases = [
+                        f"{bias['relative_error'][parameter]:.1%} "
+                        f"({bias['cosine'][parameter]:+.2f})"
+                        for bias in numbers["truncation"].values()
+                    ]
+                    norm = f"{numbers['gradient_norm'][parameter]:.2g}"
+                    reach = f"{horizon} of {result['steps']}"
+                    names = [task, CELL_NAMES[cell], STAGES[stage], parameter]
+                    rows.append([*names, norm, reach, *biases])
+    header = ["task", "cell", "stage", "parameter", "norm", "last steps with 95 %"]
+    header += [f"k = {k}" for k in windows]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    # words to the left, numbers to the right
+    words = 4
+    lines = [
+        [
+            each.ljust(width) if n < words else each.rjust(width)
+            for n, (each, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in [header, *rows]
+    ]
+    rule = ["-" * width if n < words else "-" * (width - 1) + ":" for n, width in enumerate(widths)]
+    shown = "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
+    return (
+        "Norm of each parameter's gradient, the last steps that hold 95 % of it, and what "
+        "truncated BPTT\nwith windows of k steps makes of it: relative error (cosine).\n\n" + shown
+    )
+
+
+def findings(tasks: Mapping[str, Any], *, rows: int, seed: int) -> str:
+    """Say in a paragraph what the numbers show, task by task; "a → b" is before → after training.
+
+    Args:
+        tasks: as in result.json.
+        rows: sequences of the batch whose gradient was analysed.
+        seed: of the run.
+    """
+    sentences = []
+    for result in tasks.values():
+        title = result["title"]
+        sentences += [
+            f"{title[0].upper()}{title[1:]}.",
+            *_scores(result["score"]),
+            *_horizons(result),
+            *_state_gradients(result),
+            *_truncation(result["cells"]),
+        ]
+    sentences.append(
+        f"All of this is one run with seed {seed}, and the gradients are those of one batch of "
+        f"{rows} sequences for each task."
+    )
+    return " ".join(sentences)
+
+
+def _scores(score: Mapping[str, Any]) -> list[str]:
+    """Which networks beat each baseline, and which do not."""
+    sentences = []
+    for baseline, value in score["baselines"].items():
+        groups: dict[str, list[str]] = {"better": [], "equal": [], "worse": []}
+        for cell, numbers in score["networks"].items():
+            if "errors" in numbers:
+                gain, doubt = value - numbers["errors"], 0
+                shown = f"{CELL_NAMES[cell]} ({numbers['errors']})"
+            else:
+                # a gain within two standard errors may be chance
+                gain, doubt = numbers["gain"], 2 * numbers["gain_standard_error"]
+                share = numbers["error"] / value
+                shown = f"{CELL_NAMES[cell]} ({numbers['error']:.4f}, {share:.1%} of it)"
+            verdict = "better" if gain > doubt else "worse" if gain < -doubt else "equal"
+            groups[verdict].append(shown)
+        counted = "errors" in numbers
+        verbs = {
+            "better": ("beats it", "beat it"),
+            "equal": ("only equals it", "only equal it")
+            if counted
+            else ("is not told apart from it", "are not told apart from it"),
+            "worse": ("LOSES to it", "LOSE to it"),
+        }
+        verdicts = [
+            f"{_listed(cells)} {verbs[verdict][len(cells) > 1]}"
+            for verdict, cells in groups.items()
+            if cells
+        ]
+        measure = f"makes {value} errors" if counted else f"has a mean squared error of {value:.4f}"
+        sentences.append(
+            f"On {score['count']} test sequences {baseline} {measure}: {'; '.join(verdicts)}."
+        )
+    return sentences
+
+
+def _horizons(result: Mapping[str, Any]) -> list[str]:
+    """How far back each cell's gradient reaches, and what training did to that."""
+    reach = _of_stages(result["cells"], lambda numbers: numbers["horizon"][PARAMETER])
+    norms = _of_stages(result["cells"], lambda numbers: numbers["gradient_norm"][PARAMETER])
+    changes: dict[str, list[str]] = {"lengthened": [], "shortened": [], "kept": []}
+    for name, (before, after) in reach.items():
+        change = "lengthened" if after > before else "shortened" if after < before else "kept"
+        changes[change].append(name)
+    said = [f"{change} that of {_listed(names)}" for change, names in changes.items() if names]
+    trained = {name: after for name, (_, after) in reach.items()}
+    longest, shortest = (
+        [name for name, steps in trained.items() if steps == extreme]
+        for extreme in (max(trained.values()), min(trained.values()))
+    )
+    compared = "it is the same for all"
+    if longest != shortest:
+        compared = f"it is longest for {_listed(longest)} and shortest for {_listed(shortest)}"
+    return [
+        f"The last steps, of {result['steps']}, that hold 95 % of the gradient of {PARAMETER}, "
+        f"before → after training: {_arrows(reach, str)}.",
+        f"Training {_listed(said)}; after it, {compared}.",
+        f"The norm of that gradient: {_arrows(norms, lambda norm: f'{norm:.2g}')}.",
+    ]
+
+
+def _state_gradients(result: Mapping[str, Any]) -> list[str]:
+    """Where the gradient of the state vanishes on its way back, and where it explodes."""
+    curves = _of_stages(result["cells"], lambda numbers: numbers["state_gradient"])
+    exploded = [
+        f"{max(curve) / curve[0]:.0f}-fold in {name} {when}"
+        for name, both in curves.items()
+        for curve, when in zip(both, STAGES.values(), strict=True)
+        if max(curve) > EXPLODED * curve[0] > 0
+    ]
+    sentences = [
+        f"Going back from the last step, the median norm of the gradient with respect to the state "
+        f"falls below {VANISHED:.0%} of its value there after so many steps: "
+        f"{_arrows(curves, _vanishes)}."
+    ]
+    if exploded:
+        sentences.append(f"On the way it grows {_listed(exploded)}.")
+    return sentences
+
+
+def _vanishes(curve: Sequence[float]) -> str:
+    """After how many steps, from the last one back."""
+    if curve[0] == 0:
+        return "no gradient"
+    below = [n for n, norm in enumerate(curve) if norm < VANISHED * curve[0]]
+    return str(below[0]) if below else f"never in {len(curve) - 1}"
+
+
+def _truncation(cells: Mapping[str, Any]) -> list[str]:
+    """What truncated BPTT would lose."""
+    biases = _of_stages(cells, lambda numbers: numbers["truncation"])
+    windows = list(next(iter(biases.values()))[0])
+    longest = windows[-1]
+    enough = []
+    for stage, when in enumerate(STAGES.values()):
+        shortest = {name: _shortest_window(both[stage]) for name, both in biases.items()}
+        found = [f"{k} for {name}" for name, k in shortest.items() if k is not None]
+        enough.append(f"{when} {_listed(found) if found else 'none'}")
+
+    def shown(truncation: Mapping[str, Any]) -> str:
+        bias = truncation[longest]
+        return f"{bias['relative_error'][PARAMETER]:.1%} ({bias['cosine'][PARAMETER]:+.2f})"
+
+    return [
+        f"Truncated BPTT with windows of {longest} steps would miss the gradient of "
+        f"{PARAMETER} by a relative error (cosine) of: {_arrows(biases, shown)}.",
+        f"The shortest of the windows {', '.join(windows)} that keeps this error within "
+        f"{TOLERATED:.0%}: {'; '.join(enough)}.",
+    ]
+
+
+def _shortest_window(truncation: Mapping[str, Any]) -> str | None:
+    """The window from which on all that were tried keep the error within what is tolerated."""
+    shortest = None
+    for k, bias in reversed(list(truncation.items())):
+        # not `>`: a NaN is not within
+        if not bias["relative_error"][PARAMETER] <= TOLERATED:
+            break
+        shortest = k
+    return shortest
+
+
+def _of_stages(cells: Mapping[str, Any], pick: Callable[[Any], Any]) -> dict[str, list[Any]]:
+    """For each cell, by the name that is shown, what is picked before and after training."""
+    return {
+        CELL_NAMES[cell]: [pick(of_cell["stages"][stage]) for stage in STAGES]
+        for cell, of_cell in cells.items()
+    }
+
+
+def _arrows(values: Mapping[str, Sequence[Any]], show: Callable[[Any], str]) -> str:
+    return ", ".join(f"{name} {' → '.join(map(show, both))}" for name, both in values.items())
+
+
+def _listed(words: Sequence[str]) -> str:
+    """Join by commas, and "and" before the last."""
+    *rest, last = words
+    return f"{', '.join(rest)} and {last}" if rest else last

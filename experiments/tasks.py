@@ -1,0 +1,185 @@
+"""What a recurrent network learns from its last state: a sum of two numbers, or a speaker."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+import jaxrnn
+from experiments import classifier
+from experiments.classifier import HANDWRITTEN, Functions
+from experiments.data import adding, japanese_vowels
+from experiments.data.japanese_vowels import Utterances
+from experiments.data.training import select
+from experiments.errors import NumericalError
+
+
+class Task(NamedTuple):
+    """Batches to learn from, and the loss of a network's outputs.
+
+    ``draw(generator, rows)`` makes a batch of numpy arrays, with ``xs [T, rows, inputs]`` and
+    ``lengths [rows]`` or None; ``loss(outputs, batch, functions)`` is a scalar, from the outputs
+    ``[rows, outputs]`` that `classifier.outputs` returns. Training takes ``steps`` steps on batches
+    of ``batch_size`` rows.
+    """
+
+    title: str
+    inputs: int
+    outputs: int
+    draw: Callable[[np.random.Generator, int], Any]
+    loss: Callable[[jax.Array, Any, Functions], jax.Array]
+    steps: int
+    batch_size: int
+
+
+def adding_problem(length: int, *, steps: int, batch_size: int) -> Task:
+    """Make the task of the sum of two marked numbers among ``length``: half the squared error."""
+
+    def draw(generator: np.random.Generator, rows: int) -> adding.Sequences:
+        return adding.draw(generator, length, rows)
+
+    def loss(outputs: jax.Array, batch: adding.Sequences, functions: Functions) -> jax.Array:
+        return functions.squared_error(outputs, batch.targets)
+
+    title = f"the adding problem over {length} steps"
+    return Task(title, adding.CHANNELS, 1, draw, loss, steps, batch_size)
+
+
+def speaker_of_a_vowel(train: Utterances, noise: float, *, steps: int, batch_size: int) -> Task:
+    """Make the task of the speaker of a vowel: cross-entropy, with noise on the inputs."""
+
+    def draw(generator: np.random.Generator, rows: int) -> Utterances:
+        drawn = select(train, generator.choice(len(train.labels), rows, replace=False))
+        added = noise * generator.standard_normal(drawn.xs.shape, np.float32)
+        return drawn._replace(xs=drawn.xs + added)
+
+    def loss(outputs: jax.Array, batch: Utterances, functions: Functions) -> jax.Array:
+        return functions.cross_entropy(outputs, batch.labels)
+
+    title = f"the speaker of a spoken vowel of {train.lengths.min()} to {len(train.xs)} frames"
+    channels, speakers = japanese_vowels.CHANNELS, japanese_vowels.SPEAKERS
+    return Task(title, channels, speakers, draw, loss, steps, batch_size)
+
+
+def training_batches(task: Task, generator: np.random.Generator) -> Any:
+    """Draw the batches of all training steps, stacked: leaves [steps, ...]."""
+    batches = [task.draw(generator, task.batch_size) for _ in range(task.steps)]
+    return jax.tree.map(lambda *each: np.stack(each), *batches)
+
+
+def init(cell: jaxrnn.Cell, task: Task, key: jax.Array, hidden_size: int) -> classifier.Params:
+    """Draw the initial parameters of a network of one direction.
+
+    Not under `jax.jit`: what draws one network's weights is then compiled for all of them.
+    """
+    cell_key, readout_key = jax.random.split(key)
+    return classifier.Params(
+        forward=cell.init(cell_key, task.inputs, hidden_size),
+        backward=None,
+        readout=jaxrnn.init_affine(readout_key, hidden_size, task.outputs),
+    )
+
+
+def batch_loss(
+    cell: jaxrnn.Cell, task: Task, functions: Functions = HANDWRITTEN
+) -> Callable[[classifier.Params, Any], jax.Array]:
+    """Make ``loss(params, batch)``."""
+    return lambda params, batch: task.loss(
+        classifier.outputs(cell, params, batch, functions), batch, functions
+    )
+
+
+def train(
+    cell: jaxrnn.Cell,
+    task: Task,
+    params: classifier.Params,
+    batches: Any,
+    *,
+    learning_rate: float,
+    clip: float,
+) -> tuple[classifier.Params, np.ndarray]:
+    """Train with Adam, all steps in one loop under `jax.jit`.
+
+    Args:
+        cell, task, params: what is trained.
+        batches: of all steps, leaves [steps, ...].
+        learning_rate: at the first step; it falls to zero along a cosine.
+        clip: the bound on the norm of the gradient.
+
+    Returns:
+        The parameters after the last step, and the loss of each step's batch [steps].
+
+    Raises:
+        NumericalError: a loss is not finite.
+    """
+    loss = batch_loss(cell, task)
+    schedule = optax.cosine_decay_schedule(learning_rate, task.steps)
+    optimizer = optax.chain(optax.clip_by_global_norm(clip), optax.adam(schedule))
+    train_step = jaxrnn.make_train_step(lambda params, batch, key: loss(params, batch), optimizer)
+
+    @jax.jit
+    def train_all(state: jaxrnn.TrainState, batches: Any) -> tuple[jaxrnn.TrainState, jax.Array]:
+        def body(state: jaxrnn.TrainState, batch: Any) -> tuple[jaxrnn.TrainState, jax.Array]:
+            state, metrics = train_step(state, batch)
+            return state, metrics["loss"]
+
+        return jax.lax.scan(body, state, batches)
+
+    # the noise is in the batches: nothing reads the key
+    state = jaxrnn.init_train_state(params, optimizer, jax.random.key(0))
+    state, losses = train_all(state, batches)
+    losses = np.asarray(losses)
+    (bad,) = np.nonzero(~np.isfinite(losses))
+    if len(bad):
+        raise NumericalError(
+            f"the training of {cell.name} on {task.title} diverged: at step {bad[0] + 1} the loss "
+            f"is {losses[bad[0]]}. Try a --learning-rate below {learning_rate:g}"
+        )
+    return state.params, losses
+
+
+def score_sums(networks: dict[str, classifier.Params], test: adding.Sequences) -> dict[str, Any]:
+    """Mean squared error on new sequences, beside that of always predicting the mean.
+
+    A network's "gain" over the baseline has a standard error, of the difference sequence by
+    sequence.
+    """
+    count = len(test.targets)
+    targets = np.asarray(test.targets, np.float64)
+    baseline = np.square(adding.MEAN - targets).ravel()
+    scores = {}
+    outputs = jax.jit(classifier.outputs, static_argnums=(0, 3))
+    for name, params in networks.items():
+        sums = outputs(classifier.CELLS[name], params, test, HANDWRITTEN)
+        errors = np.square(np.asarray(sums, np.float64) - targets).ravel()
+        gains = baseline - errors
+        scores[name] = {
+            "error": float(errors.mean()),
+            "gain": float(gains.mean()),
+            "gain_standard_error": float(gains.std(ddof=1) / math.sqrt(count)),
+        }
+    always_the_mean = float(baseline.mean())
+    return {
+        "count": count,
+        "baselines": {"always predicting the mean": always_the_mean},
+        "networks": scores,
+    }
+
+
+def score_speakers(
+    networks: dict[str, classifier.Params], test: Utterances, others: dict[str, float]
+) -> dict[str, Any]:
+    """Wrongly classified utterances, beside those of other methods, given by their accuracies.
+
+    ``test`` is standardised like the training utterances.
+    """
+    count = len(test.labels)
+    scores = {}
+    for name, params in networks.items():
+        predicted = classifier.evaluate(classifier.CELLS[name], params, test)[1]
+        scores[name] = {"errors": int(np.sum(np.asarray(predicted) != test.labels))}
+    baselines = {name: round((1 - accuracy) * count) for name, accuracy in others.items()}
+    return {"count": count, "baselines": baselines, "networks": scores}
