@@ -1,9 +1,14 @@
-"""Every test runs under JAX's strict flags; float64 unless a test asks for another dtype."""
+"""Every test runs under JAX's strict flags; float64 unless a test asks for another dtype.
+
+Compiling is most of what the tests cost, and each program runs once or twice on little data: so the
+compiler's last stage does not optimise. With another ``XLA_FLAGS`` in the environment it may.
+"""
 
 import os
 
 # before the first import of jax: tests never need an accelerator, and must not depend on one
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import pytest

@@ -87,12 +87,8 @@ def vjp_function(problem, unroll, **more):
 
 
 def vjp_program(problem, unroll, **more):
-    """`vjp_function`, compiled without optimisation.
-
-    Compiling is nearly all that the grid of tests costs, and each of its programs runs once.
-    """
-    options = {"xla_backend_optimization_level": "0"}
-    return jax.jit(vjp_function(problem, unroll, **more), compiler_options=options)
+    """`vjp_function`, compiled."""
+    return jax.jit(vjp_function(problem, unroll, **more))
 
 
 def vjp(problem, unroll, cotangents=None, seed=3, **more):

@@ -31,6 +31,8 @@ __all__ = [
     "horizon",
     "norm",
     "step_contributions",
+    "unit",
+    "used_by",
 ]
 
 
@@ -120,7 +122,7 @@ def horizon(
 
     Args:
         cell, params, xs, dhs, dfinal, initial_state, options: as in `backpropagate`.
-        fraction: above 0, at most 1.
+        fraction: above 0, below 1.
 
     Returns:
         An int32 in 0..T for every parameter, shaped as params. 0: there is no gradient. A gradient
@@ -131,8 +133,9 @@ def horizon(
     """
     if isinstance(fraction, bool) or not isinstance(fraction, numbers.Real):
         raise TypeError(f"`fraction` must be a number; got {describe(fraction)}")
-    if not 0 < fraction <= 1:
-        raise ValueError(f"`fraction` must be above 0 and at most 1; got {fraction}")
+    # all of it is never reached: the last bit is lost to rounding
+    if not 0 < fraction < 1:
+        raise ValueError(f"`fraction` must be above 0 and below 1; got {fraction}")
     cell, plan, arrays = prepare(cell, params, xs, dhs, dfinal, initial_state, options)
     return _horizon(cell, plan, arrays, float(fraction))
 
@@ -192,34 +195,35 @@ def _step_contributions(
     from_end: bool,
     window: tuple[int, int] | None,
 ) -> StepContributions:
-    used = _used(record(cell, plan, arrays))
+    used = used_by(record(cell, plan, arrays))
     gradient = _term(cell, arrays, used)
     if from_end:
         used = _rows_end_together(used, arrays.steps.valid)
     steps = _one_by_one(used)
 
+    direction, whole = jax.tree.map(unit, gradient), jax.tree.map(norm, gradient)
+
+    def share(dparams: jax.Array, direction: jax.Array, whole: jax.Array) -> jax.Array:
+        return jnp.sum(dparams / jnp.where(whole == 0, 1, whole) * direction)
+
     def measure(step: _Used) -> tuple[Params, Params]:
         dparams = _term(cell, arrays, step)
-        products = jax.tree.map(lambda d, g: jnp.sum(d * g), dparams, gradient)
-        return jax.tree.map(norm, dparams), products
+        shares = jax.tree.map(share, dparams, direction, whole)
+        return jax.tree.map(norm, dparams), shares
 
-    def share(products: jax.Array, gradient: jax.Array) -> jax.Array:
-        whole = jnp.sum(gradient * gradient)
-        return jnp.where(whole == 0, 0, products / jnp.where(whole == 0, 1, whole))
-
-    norms, products = lax.map(measure, steps)
+    norms, shares = lax.map(measure, steps)
     terms = None
     if window is not None:
         inside = jax.tree.map(lambda leaf: leaf[slice(*window)], steps)
         terms = lax.map(
             lambda step: bptt.in_dtype_of(arrays.params, _term(cell, arrays, step)), inside
         )
-    return StepContributions(norms, jax.tree.map(share, products, gradient), terms)
+    return StepContributions(norms, shares, terms)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 3))
 def _horizon(cell: Cell, plan: bptt.Plan, arrays: Arrays, fraction: float) -> Params:
-    used = _used(record(cell, plan, arrays))
+    used = used_by(record(cell, plan, arrays))
     gradient = _term(cell, arrays, used)
     norms = jax.tree.map(norm, gradient)
     if not plan.reverse:
@@ -245,12 +249,9 @@ def _horizon(cell: Cell, plan: bptt.Plan, arrays: Arrays, fraction: float) -> Pa
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _example_gradient_norms(cell: Cell, plan: bptt.Plan, arrays: Arrays) -> ExampleGradientNorms:
-    used = _used(record(cell, plan, arrays))
+    used = used_by(record(cell, plan, arrays))
     T, *batch_shape = used.xs.shape[:-1]
     rows = math.prod(batch_shape)
-
-    def norms_of(row: _Used) -> Params:
-        return jax.tree.map(norm, _term(cell, arrays, row))
 
     def rows_first(leaf: jax.Array) -> jax.Array:
         return leaf.reshape(T, rows, *leaf.shape[1 + len(batch_shape) :]).swapaxes(0, 1)
@@ -260,22 +261,29 @@ def _example_gradient_norms(cell: Cell, plan: bptt.Plan, arrays: Arrays) -> Exam
         deltas = zero_unless(jnp.broadcast_to(row, (T, *batch_shape)), used.deltas)
         return used._replace(deltas=deltas)
 
-    if arrays.consts is None:
-        norms = lax.map(norms_of, jax.tree.map(rows_first, used))
-    else:
+    def norms_of(parameter: int) -> jax.Array:
+        def of_row(row: _Used) -> jax.Array:
+            return norm(jax.tree.leaves(_term(cell, arrays, row))[parameter])
+
+        if arrays.consts is None:
+            return lax.map(of_row, jax.tree.map(rows_first, used))
         # the constants may have batch axes: all rows stay, one has a gradient
-        norms = lax.map(lambda n: norms_of(alone(n)), jnp.arange(rows))
-    norms = jax.tree.map(lambda leaf: leaf.reshape(batch_shape), norms)
-    total = jnp.sqrt(sum(leaf * leaf for leaf in jax.tree.leaves(norms)))
-    return ExampleGradientNorms(norms, total)
+        return lax.map(lambda n: of_row(alone(n)), jnp.arange(rows))
+
+    leaves, structure = jax.tree.flatten(arrays.params)
+    # a loop for each parameter: in one loop, the terms of all would be in memory at once
+    each = [norms_of(parameter).reshape(batch_shape) for parameter in range(len(leaves))]
+    norms = jax.tree.unflatten(structure, each)
+    return ExampleGradientNorms(norms, norm(jnp.stack(each), axis=0))
 
 
 def gradient_of(cell: Cell, arrays: Arrays, recording: Recording) -> Params:
     """The gradient of the params, in the accumulation dtype."""
-    return _term(cell, arrays, _used(recording))
+    return _term(cell, arrays, used_by(recording))
 
 
-def _used(recording: Recording) -> _Used:
+def used_by(recording: Recording) -> _Used:
+    """What `Cell.contract` reads of a recording."""
     xs, before, _, gates, _ = recording.trajectory
     return _Used(xs, before, gates, recording.deltas)
 
@@ -304,9 +312,24 @@ def _rows_end_together(used: _Used, valid: jax.Array | None) -> _Used:
     return jax.tree.map(move, used)
 
 
-def norm(tensor: jax.Array) -> jax.Array:
-    """Frobenius norm, of any number of axes."""
-    return jnp.sqrt(jnp.sum(tensor * tensor))
+def norm(tensor: jax.Array, axis: int | None = None) -> jax.Array:
+    """Euclidean norm over an axis, or over all (Frobenius): of any scale.
+
+    A gradient that vanishes or explodes is what is looked for, and its square is out of range long
+    before it is.
+    """
+    largest = jnp.max(jnp.abs(tensor), axis=axis, keepdims=True, initial=0)
+    # all zero, or not finite: nothing to scale by
+    scale = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1)
+    scaled = tensor / jnp.broadcast_to(scale, tensor.shape)
+    root = jnp.sqrt(jnp.sum(scaled * scaled, axis=axis, keepdims=True))
+    return jnp.squeeze(scale * root, axis)
+
+
+def unit(tensor: jax.Array) -> jax.Array:
+    """``tensor`` divided by its norm; zeros stay zeros."""
+    size = norm(tensor)
+    return tensor / jnp.where(size == 0, 1, size)
 
 
 def _validate_window(window: Any, T: int) -> tuple[int, int] | None:

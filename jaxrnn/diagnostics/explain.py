@@ -9,7 +9,7 @@ import numpy as np
 from jaxrnn.cells.contract import Cell, Params, State
 from jaxrnn.diagnostics.contributions import StepContributions, horizon, step_contributions
 from jaxrnn.diagnostics.flow import ORIGINS, GradientFlow, gradient_flow
-from jaxrnn.diagnostics.recording import Gradients, Options, backpropagate
+from jaxrnn.diagnostics.recording import Gradients, Options, backpropagate, require_known
 from jaxrnn.diagnostics.truncation import TruncationBias, truncation_bias
 from jaxrnn.validation import describe, size
 
@@ -55,11 +55,13 @@ def explain(
 ) -> Explanation:
     """Explain a gradient: which steps make it, how far it reaches, what truncation would lose.
 
-    The figure has time on its x axis: the share of every step in each parameter's gradient as
-    colour, with a line before the last steps that hold 95 % of it; the norm of the gradient that
-    passes every state; the sensitivity of the last state to every earlier one; and the share of
-    saturated gates. Lines are medians over the rows of the batch, with bands from the 10th to the
-    90th percentile. Rows of different ``lengths`` are drawn so that they end together.
+    The figure has time on its x axis: for each parameter the norm of every step's term in its
+    gradient, as colour, relative to the sum of these norms, with a line before the last steps that
+    hold 95 % of the gradient (`horizon`); the norm of the gradient that passes every state; the
+    sensitivity of the last state to every earlier one; and the share of saturated gates, where the
+    cell tells their slopes. Lines are medians over the rows of the batch that are finite there,
+    with bands from the 10th to the 90th percentile. Rows of different ``lengths`` are drawn so that
+    they end together.
 
     Args:
         cell, params, xs, dhs, dfinal, initial_state, options: as in `backpropagate`.
@@ -73,8 +75,8 @@ def explain(
 
     Raises:
         ImportError: matplotlib is not installed.
-        TypeError, ValueError: as `backpropagate`; no step or no row; windows out of range; traced
-            arguments.
+        TypeError, ValueError: as `backpropagate`; no step of any row; windows out of range; traced
+            arguments; a title or a figure that is none.
     """
     try:
         from matplotlib.figure import Figure
@@ -83,6 +85,13 @@ def explain(
             "`jaxrnn.diagnostics.explain` draws with matplotlib, which is not installed: "
             "pip install matplotlib, or jaxrnn with its extra [experiments]"
         ) from error
+    if title is not None and not isinstance(title, str):
+        raise TypeError(f"`title` must be a string or None; got {describe(title)}")
+    if figure is not None and not (hasattr(figure, "subplots") and hasattr(figure, "suptitle")):
+        raise TypeError(
+            f"`figure` must be a matplotlib Figure or SubFigure; got {describe(figure)}"
+        )
+    require_known(options)
     arguments = (params, xs, dhs, dfinal, initial_state)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((arguments, options))):
         raise TypeError("`explain` prints and draws numbers: call it outside of jax.jit")
@@ -94,6 +103,9 @@ def explain(
     reverse = bool(options.get("reverse", False))
     lengths = options.get("lengths")
     from_end = lengths is not None and not reverse
+    rows = np.broadcast_to(T if lengths is None else np.asarray(lengths), batch_shape).ravel()
+    if rows.max() == 0:
+        raise ValueError("`lengths` must leave a step to explain; got zeros only")
     gradients, contributions, flow, horizons, biases = jax.device_get(
         (
             gradients,
@@ -104,9 +116,10 @@ def explain(
         )
     )
     if title is None:
-        H, shown = gradients.states.h.shape[-1], " x ".join(map(str, batch_shape)) or "1"
-        title = f"{cell.name}: {T} steps, {shown} rows, {I} inputs, {H} units"
-    rows = np.broadcast_to(T if lengths is None else np.asarray(lengths), batch_shape).ravel()
+        H = gradients.states.h.shape[-1]
+        counts = {"step": T, "row": len(rows), "input": I, "unit": H}
+        counted = (f"{count} {what}{'s' * (count != 1)}" for what, count in counts.items())
+        title = f"{cell.name}: {', '.join(counted)}"
     records = {"states": flow.states, "jacobians": flow.jacobians, "saturated": flow.saturated}
     bands = {
         kind: {name: _bands(leaf, rows, from_end) for name, leaf in record._asdict().items()}
@@ -116,7 +129,7 @@ def explain(
     parameters = _by_name(gradients.params, horizons, contributions.norms, biases)
     if figure is None:
         figure = Figure(figsize=(7, 8.5), layout="constrained")
-    _draw(figure, title, parameters, bands, reverse=reverse, from_end=from_end)
+    _draw(figure, title, parameters, bands, rows.max(), reverse=reverse, from_end=from_end)
     table = _table(title, T, parameters, bands, flow, from_end=from_end)
     return Explanation(table, figure, gradients, contributions, flow, horizons, biases)
 
@@ -161,8 +174,10 @@ def _bands(values: np.ndarray, lengths: np.ndarray, from_end: bool) -> np.ndarra
         # the step of each row that stands in this place
         t = j - T + lengths if from_end else np.full_like(lengths, j)
         (running,) = np.nonzero((t >= 0) & (t < lengths))
-        if running.size:
-            bands[:, j] = np.percentile(values[t[running], running], [10, 50, 90])
+        found = values[t[running], running]
+        found = found[np.isfinite(found)]
+        if found.size:
+            bands[:, j] = np.percentile(found, [10, 50, 90])
     return bands
 
 
@@ -171,6 +186,7 @@ def _draw(
     title: str,
     parameters: list[_Parameter],
     bands: dict[str, dict[str, np.ndarray]],
+    longest: int,
     *,
     reverse: bool,
     from_end: bool,
@@ -180,8 +196,9 @@ def _draw(
     T = len(parameters[0].shares)
     first = 1 - T if from_end else 0
     figure.suptitle(title)
-    panels = figure.subplots(4, 1, sharex=True, height_ratios=[1.2, 1, 1, 1])
-    shares, states, jacobians, saturated = panels
+    shares, *panels = figure.subplots(
+        1 + len(bands), 1, sharex=True, height_ratios=[1.2, *(1 for _ in bands)]
+    )
 
     image = shares.imshow(
         np.clip([parameter.shares for parameter in parameters], *SHARES),
@@ -204,33 +221,38 @@ def _draw(
         ax=shares,
         location="top",
         aspect=50,
-        label="share of each step in a parameter's gradient, and the last steps that hold 95 %",
+        label="norm of each step's term / their sum, and the last steps that hold 95 %",
     )
 
     t = np.arange(first, first + T)
     drawn = {
-        "states": (states, "gradient norm", r"$\partial L\,/\,\partial {}_t$"),
-        "jacobians": (jacobians, "Jacobian norm", r"$\partial h_T\,/\,\partial {}_t$"),
-        "saturated": (saturated, "saturated [%]", "{}"),
+        "states": ("gradient norm", r"$\partial L\,/\,\partial {}_t$"),
+        "jacobians": ("Jacobian norm", r"$\partial h_T\,/\,\partial {}_t$"),
+        "saturated": ("saturated [%]", "{}"),
     }
-    for kind, (axes, ylabel, label) in drawn.items():
+    for axes, (kind, lines) in zip(panels, bands.items(), strict=True):
+        ylabel, label = drawn[kind]
         logarithmic = False
-        for name, band in bands.get(kind, {}).items():
+        for name, band in lines.items():
             if kind == "saturated":
                 band = 100 * band
             else:
                 band = np.where(band > 0, band, np.nan)
                 logarithmic |= bool(np.isfinite(band[1]).any())
-            (line,) = axes.plot(t, band[1], label=label.format(name))
+            # a single step makes no line
+            marker = "o" if longest == 1 else None
+            (line,) = axes.plot(t, band[1], label=label.format(name), marker=marker)
             axes.fill_between(t, band[0], band[2], color=line.get_color(), alpha=0.2, linewidth=0)
         axes.set_ylabel(ylabel)
         axes.grid(alpha=0.3)
         if logarithmic:
             axes.set_yscale("log")
-        if kind in bands:
-            axes.legend(fontsize="small", ncols=4)
-    saturated.set_ylim(-3, 103)
-    saturated.set_xlabel("time step, counted from each row's last" if from_end else "time step t")
+        if kind == "saturated":
+            axes.set_ylim(-3, 103)
+        axes.legend(fontsize="small", ncols=4)
+    # no row has a step beyond these
+    axes.set_xlim(*((0.5 - longest, 0.5) if from_end else (-0.5, longest - 0.5)))
+    axes.set_xlabel("time step, counted from each row's last" if from_end else "time step t")
 
 
 def _table(
@@ -303,7 +325,7 @@ def _nonfinite(flow: GradientFlow) -> str:
 def _validate_windows(windows: Any, T: int) -> tuple[int, ...]:
     if windows is None:
         return tuple(sorted({max(T // part, 1) for part in (10, 4, 2)}))
-    if not isinstance(windows, (tuple, list)):
+    if isinstance(windows, str) or not hasattr(windows, "__iter__"):
         raise TypeError(f"`windows` must be a tuple of ints; got {describe(windows)}")
     lengths = tuple(size(f"windows[{n}]", k) for n, k in enumerate(windows))
     for n, k in enumerate(lengths):

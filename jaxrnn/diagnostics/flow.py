@@ -9,6 +9,7 @@ recurrent neural networks", 2013, section 2.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple, Unpack
 
 import jax
@@ -17,10 +18,11 @@ from jax import lax
 
 from jaxrnn import bptt
 from jaxrnn.cells.contract import Cell, Params, State
+from jaxrnn.diagnostics.contributions import norm, used_by
 from jaxrnn.diagnostics.recording import Arrays, Options, Recording, prepare, record
 from jaxrnn.masks import zero_unless
 from jaxrnn.products import accumulation_dtype
-from jaxrnn.validation import size
+from jaxrnn.validation import describe, size
 
 __all__ = ["ORIGINS", "GradientFlow", "NonFinite", "gradient_flow"]
 
@@ -42,6 +44,7 @@ ORIGINS = (
     "dhs",
     "dfinal",
     "backward pass",
+    "sum over time",
 )
 
 
@@ -49,8 +52,9 @@ class NonFinite(NamedTuple):
     """Where each row first held a NaN or an infinity: forwards first, then back.
 
     ``step [...]`` is the time step, int32, -1 where everything is finite; ``origin [...]`` the
-    index in `ORIGINS` of the argument that brought it, or of the pass in which it came up though
-    all that the step read was finite.
+    index in `ORIGINS` of the argument that brought it, or of where it came up though all that was
+    read was finite: in a pass, or in the gradient of params or consts, summed over the steps from
+    the last to the first and over the rows of the batch.
     """
 
     step: jax.Array
@@ -104,7 +108,7 @@ def gradient_flow(
         key: for the probes; None for ``jax.random.key(0)``.
 
     Raises:
-        TypeError, ValueError: as `backpropagate`; ``probes`` below 1.
+        TypeError, ValueError: as `backpropagate`; ``probes`` below 1; a key that is none, or many.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -119,7 +123,14 @@ def gradient_flow(
         probes = size("probes", probes)
     elif arrays.initial_state.h.shape[-1] > EXACT_HIDDEN_SIZE:
         probes = PROBES
-    return _gradient_flow(cell, plan, arrays, probes, jax.random.key(0) if key is None else key)
+    if key is None:
+        key = jax.random.key(0)
+    if not hasattr(key, "dtype") or not (
+        (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ())
+        or (key.dtype == jnp.uint32 and key.ndim == 1)
+    ):
+        raise TypeError(f"`key` must be one jax.random.key; got {describe(key)}")
+    return _gradient_flow(cell, plan, arrays, probes, key)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 3))
@@ -133,34 +144,33 @@ def _gradient_flow(
     else:
         seeds, count = jax.random.normal(key, (probes, h.shape[-1]), h.dtype), probes
     return GradientFlow(
-        states=jax.tree.map(lambda leaf: jnp.sqrt(_squares(leaf)), recording.states),
+        states=jax.tree.map(_norm_of_units, recording.states),
         jacobians=jax.tree.map(
-            lambda squares: jnp.sqrt(squares / count),
-            _squares_pulled_back(cell, plan, arrays, recording, seeds),
+            lambda norms: norms / math.sqrt(count),
+            _norms_pulled_back(cell, plan, arrays, recording, seeds),
         ),
         spectral_radius=_spectral_radius(arrays.params),
         saturated=_saturated(cell, arrays, recording),
-        nonfinite=_first_nonfinite(plan, arrays, recording),
+        nonfinite=_first_nonfinite(cell, plan, arrays, recording),
     )
 
 
-def _squares(leaf: jax.Array) -> jax.Array:
-    wide = leaf.astype(accumulation_dtype(leaf.dtype))
-    return jnp.sum(wide * wide, axis=-1)
+def _norm_of_units(leaf: jax.Array) -> jax.Array:
+    return norm(leaf.astype(accumulation_dtype(leaf.dtype)), axis=-1)
 
 
-def _squares_pulled_back(
+def _norms_pulled_back(
     cell: Cell, plan: bptt.Plan, arrays: Arrays, recording: Recording, seeds: jax.Array
 ) -> State:
-    """``sum over the seeds v [N, H] of |(dh_T/ds_t)^T v|^2``, for every t: a State ``[T, ...]``.
+    """Root of ``sum over the seeds v [N, H] of |(dh_T/ds_t)^T v|^2`` for every t: ``[T, ...]``.
 
-    With the unit vectors as seeds it is the squared Frobenius norm of the Jacobian; a seed drawn
-    from a standard normal distribution expects the same.
+    With the unit vectors as seeds it is the Frobenius norm of the Jacobian; the square with a seed
+    drawn from a standard normal distribution expects the square of that.
     """
     zeros = jax.tree.map(jnp.zeros_like, arrays.initial_state)
     dhs = jnp.zeros_like(arrays.cotangents.hs)
 
-    def add(sums: State, seed: jax.Array) -> tuple[State, None]:
+    def add(norms: State, seed: jax.Array) -> tuple[State, None]:
         dfinal = zeros._replace(h=jnp.broadcast_to(seed, zeros.h.shape))
         _, _, dstates = bptt.adjoints(
             cell,
@@ -171,9 +181,9 @@ def _squares_pulled_back(
             recording.trajectory.factors,
             bptt.Outputs(final_state=dfinal, hs=dhs, states=None),
         )
-        return jax.tree.map(lambda s, d: s + _squares(d), sums, dstates), None
+        return jax.tree.map(lambda n, d: jnp.hypot(n, _norm_of_units(d)), norms, dstates), None
 
-    nothing = jax.tree.map(lambda leaf: jnp.zeros_like(_squares(leaf)), recording.states)
+    nothing = jax.tree.map(lambda leaf: jnp.zeros_like(_norm_of_units(leaf)), recording.states)
     return lax.scan(add, nothing, seeds)[0]
 
 
@@ -200,7 +210,9 @@ def _saturated(cell: Cell, arrays: Arrays, recording: Recording) -> Any:
     return jax.tree.map(share, slopes)
 
 
-def _first_nonfinite(plan: bptt.Plan, arrays: Arrays, recording: Recording) -> NonFinite:
+def _first_nonfinite(
+    cell: Cell, plan: bptt.Plan, arrays: Arrays, recording: Recording
+) -> NonFinite:
     shape = arrays.steps.xs.shape[:-1]
     found = NonFinite(*(jnp.full(shape[1:], n, jnp.int32) for n in (-1, 0)))
     if shape[0] == 0:
@@ -210,6 +222,8 @@ def _first_nonfinite(plan: bptt.Plan, arrays: Arrays, recording: Recording) -> N
     trajectory, cotangents = recording.trajectory, arrays.cotangents
     t = lax.broadcasted_iota(jnp.int32, shape, 0)
     end = _first(valid, reverse=not plan.reverse)[None]
+    used = used_by(recording)
+    dparams, dxs, dconsts = bptt.contract(cell, arrays.params, arrays.consts, *used)
     # in the order of ORIGINS: at one step, an argument is named before what was made of it
     forwards = [
         _nonfinite(arrays.params, axes=0) & everywhere,
@@ -222,7 +236,7 @@ def _first_nonfinite(plan: bptt.Plan, arrays: Arrays, recording: Recording) -> N
     backwards = [
         _nonfinite(cotangents.hs, axes=len(shape)),
         _nonfinite(cotangents.final_state, axes=len(shape) - 1)[None] & (t == end),
-        _nonfinite((recording.states, recording.deltas), axes=len(shape)),
+        _nonfinite((recording.states, recording.deltas, dxs), axes=len(shape)),
     ]
     first_origin = 1
     for masks, reverse in ((forwards, plan.reverse), (backwards, not plan.reverse)):
@@ -235,7 +249,25 @@ def _first_nonfinite(plan: bptt.Plan, arrays: Arrays, recording: Recording) -> N
             step=jnp.where(new, step, found.step), origin=jnp.where(new, origin, found.origin)
         )
         first_origin += len(masks)
-    return found
+
+    def where_the_sum_left_the_range() -> jax.Array:
+        def add(sums: Any, step: Any) -> tuple[Any, jax.Array]:
+            terms = bptt.contract(cell, arrays.params, arrays.consts, *step)
+            sums = jax.tree.map(jnp.add, sums, (terms[0], terms[2]))
+            return sums, _nonfinite(sums, axes=0)
+
+        nothing = jax.tree.map(jnp.zeros_like, (dparams, dconsts))
+        steps = jax.tree.map(lambda leaf: leaf[:, None], used)
+        _, bad = lax.scan(add, nothing, steps, reverse=not plan.reverse)
+        return _first(bad, reverse=not plan.reverse)
+
+    overflowed = _nonfinite((dparams, dconsts), axes=0) & jnp.all(found.step < 0)
+    step = lax.cond(overflowed, where_the_sum_left_the_range, lambda: jnp.int32(-1))
+    new = jnp.any(valid & (t == step), axis=0)
+    return NonFinite(
+        step=jnp.where(new, step, found.step),
+        origin=jnp.where(new, ORIGINS.index("sum over time"), found.origin),
+    )
 
 
 def _first(mask: jax.Array, *, reverse: bool) -> jax.Array:

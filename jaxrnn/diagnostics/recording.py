@@ -13,7 +13,16 @@ from jaxrnn.cells.contract import Cell, Consts, Params, State
 from jaxrnn.masks import zero_unless
 from jaxrnn.validation import matching_arrays
 
-__all__ = ["Arrays", "Gradients", "Options", "Recording", "backpropagate", "prepare", "record"]
+__all__ = [
+    "Arrays",
+    "Gradients",
+    "Options",
+    "Recording",
+    "backpropagate",
+    "prepare",
+    "record",
+    "require_known",
+]
 
 
 class Gradients(NamedTuple):
@@ -116,10 +125,7 @@ def prepare(
     Raises:
         TypeError: an unknown keyword; otherwise as `jaxrnn.unroll`.
     """
-    known = Options.__annotations__
-    for name in options:
-        if name not in known:
-            raise TypeError(f"unknown argument `{name}`: the options are {', '.join(known)}")
+    require_known(options)
     defaults = Options(lengths=None, resets=None, reverse=False, consts=None)
     s = validate(cell, params, xs, initial_state, **{**defaults, **options})
     zeros = jax.tree.map(jnp.zeros_like, s.initial_state)
@@ -133,6 +139,14 @@ def prepare(
     cotangents = bptt.Outputs(final_state=cut_final(s, dfinal), hs=dhs, states=None)
     plan = plan_engine(s, residuals=None, return_states=False)
     return s.cell, plan, Arrays(s.params, s.initial_state, s.consts, engine_steps(s), cotangents)
+
+
+def require_known(options: Mapping[str, Any]) -> None:
+    """Refuse a keyword argument that is none of `Options`."""
+    known = Options.__annotations__
+    for name in options:
+        if name not in known:
+            raise TypeError(f"unknown argument `{name}`: the options are {', '.join(known)}")
 
 
 def record(cell: Cell, plan: bptt.Plan, arrays: Arrays) -> Recording:

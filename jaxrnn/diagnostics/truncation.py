@@ -13,10 +13,11 @@ from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxrnn import bptt
 from jaxrnn.cells.contract import Cell, Params, State
-from jaxrnn.diagnostics.contributions import gradient_of, norm
+from jaxrnn.diagnostics.contributions import gradient_of, norm, unit
 from jaxrnn.diagnostics.recording import Arrays, Options, prepare, record
 from jaxrnn.validation import size
 
@@ -48,8 +49,10 @@ def truncation_bias(
 ) -> TruncationBias:
     """The gradient of truncated BPTT with windows of k steps, compared with the exact one.
 
-    The windows follow each other in the order of processing, from the first step on; the last one
-    is shorter where k does not divide T. The cotangents are the same for both.
+    The windows follow each other in the order of processing, from each row's first step on; the
+    last one is shorter where k does not divide the row's length. The cotangents are the same for
+    both. Only steps are cut apart, not padding: what the final state's cotangent sends to a row
+    that ended before T reaches its last step.
 
     Args:
         cell, params, xs, dhs, dfinal, initial_state, options: as in `backpropagate`.
@@ -77,9 +80,13 @@ def truncation_bias(
 # one compiled program for all windows
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _truncation_bias(cell: Cell, plan: bptt.Plan, arrays: Arrays, k: jax.Array) -> TruncationBias:
-    processed = jnp.arange(len(arrays.steps.xs), dtype=jnp.int32)
+    T, *batch_shape, _ = arrays.steps.xs.shape
+    processed = lax.broadcasted_iota(jnp.int32, (T, *batch_shape), 0)
     if plan.reverse:
-        processed = processed[::-1]
+        # a row begins at its own last step, wherever its padding ends
+        valid = arrays.steps.valid
+        last = T - 1 if valid is None else jnp.sum(valid, axis=0, dtype=jnp.int32)[None] - 1
+        processed = last - processed
     windows = arrays.steps._replace(stop=processed % k == 0)
     exact, truncated = (
         gradient_of(cell, each, record(cell, plan, each))
@@ -91,8 +98,7 @@ def _truncation_bias(cell: Cell, plan: bptt.Plan, arrays: Arrays, k: jax.Array) 
         return jnp.where(lost == 0, 0, lost / norm(exact))
 
     def cosine(truncated: jax.Array, exact: jax.Array) -> jax.Array:
-        lengths = norm(truncated) * norm(exact)
-        product = jnp.sum(truncated * exact) / jnp.where(lengths == 0, 1, lengths)
+        product = jnp.sum(unit(truncated) * unit(exact))
         return jnp.where(norm(truncated - exact) == 0, 1, product)
 
     return TruncationBias(
