@@ -529,6 +529,12 @@ BAD_ARGUMENTS = [
     ("truncation_bias", {"k": 2.0}, TypeError, "`k`"),
     ("explain", {"windows": (2, 8)}, ValueError, r"`windows\[1\]` must be in 1..T=7.*got 8"),
     ("explain", {"windows": (0,)}, ValueError, r"`windows\[0\]`"),
+    ("gradient_flow", {"key": 5}, TypeError, "`key` must be one jax.random.key; got int 5"),
+    ("gradient_flow", {"key": jnp.ones(2)}, TypeError, "`key` must be one jax.random.key"),
+    ("explain", {"title": 3}, TypeError, "`title` must be a string or None; got int 3"),
+    ("explain", {"figure": 3}, TypeError, "`figure` must be a matplotlib Figure.*got int 3"),
+    ("explain", {"foo": 3}, TypeError, "unknown argument `foo`"),
+    ("explain", {"lengths": np.zeros(B, int)}, ValueError, "`lengths` must leave a step"),
     ("explain", {"windows": 3}, TypeError, "`windows` must be a tuple of ints; got int 3"),
     ("horizon", {"lenghts": LENGTHS}, TypeError, "unknown argument `lenghts`: .* lengths, resets"),
     ("explain", {"lengths": LENGTHS + 1}, ValueError, "`lengths` must lie in 0..T=7"),
@@ -612,3 +618,89 @@ def test_explain_without_matplotlib_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"matplotlib.*not installed.*\[experiments\]"):
         diagnostics.explain(*arguments)
+
+
+@pytest.mark.parametrize("scale", [2.0**-100, 2.0**100])
+def test_gradients_that_vanish_or_explode_are_measured_all_the_same(scale):
+    """Squares of these leave the range of float32 long before the gradients do."""
+    _, (cell, params, xs, dhs, dfinal, state), options = watched(
+        jaxrnn.LSTM, dtype=jnp.float32, lengths=True
+    )
+    scaled = jax.tree.map(lambda leaf: leaf * jnp.float32(scale), (dhs, dfinal))
+
+    def seen(dhs, dfinal):
+        arguments = (cell, params, xs, dhs, dfinal, state)
+        return [
+            diagnostics.horizon(*arguments, **options),
+            diagnostics.truncation_bias(*arguments, k=2, **options),
+            diagnostics.step_contributions(*arguments, **options),
+            diagnostics.example_gradient_norms(*arguments, **options),
+            diagnostics.gradient_flow(*arguments, **options).states,
+        ]
+
+    horizons, bias, steps, examples, states = seen(dhs, dfinal)
+    steps = steps._replace(norms=jax.tree.map(lambda leaf: leaf * scale, steps.norms))
+    expected = [
+        horizons,
+        bias,
+        steps,
+        *(jax.tree.map(lambda a: a * scale, t) for t in (examples, states)),
+    ]
+    # a power of two: not a bit may differ
+    jax.tree.map(np.testing.assert_array_equal, seen(*scaled), expected)
+    assert all(leaf > 0 for leaf in horizons)
+
+
+def test_a_gradient_that_overflows_in_the_sum_alone_is_found():
+    _, (cell, params, xs, dhs, *_), _ = watched(jaxrnn.LSTM, dtype=jnp.float32)
+    params = jax.tree.map(lambda leaf: leaf * 1e-30, params)
+    xs, dhs = 0 * xs, 0 * dhs
+    found = diagnostics.gradient_flow(
+        cell, params, xs.at[2, 1].set(1e30), dhs.at[2, 1].set(1e25), lengths=jnp.array([2, 7, 7])
+    ).nonfinite
+    np.testing.assert_array_equal(found.step, [-1, 2, 2])
+    assert ORIGINS[found.origin[1]] == "sum over time"
+    finite = diagnostics.gradient_flow(cell, params, xs, dhs).nonfinite
+    np.testing.assert_array_equal(finite.step, [-1, -1, -1])
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_windows_of_a_padded_row_are_those_of_the_row_alone(reverse):
+    _, (cell, params, xs, dhs, _, state), _ = watched(jaxrnn.GRU)
+    row, length = 1, 5
+    first = jax.tree.map(lambda leaf: leaf[row], state)
+    call = functools.partial(diagnostics.truncation_bias, cell, params, k=2, reverse=reverse)
+    alone = call(xs[:length, row], dhs[:length, row], None, first)
+    padded = call(xs[:, row], dhs[:, row], None, first, lengths=jnp.int32(length))
+    assert_same(padded, alone)
+
+
+def test_example_gradient_norms_hold_one_parameter_at_a_time(cell):
+    problem = make_problem(cell, T=1, batch=(2,), I=64, H=64, dtype=jnp.float32)
+    call = functools.partial(diagnostics.example_gradient_norms, cell)
+    program = jax.jit(call).lower(problem.params, problem.xs, jnp.ones((1, 2, 64), jnp.float32))
+    in_memory = program.compile().memory_analysis().temp_size_in_bytes
+    weight = problem.params.w_hh.nbytes
+    assert weight < in_memory < 1.5 * weight
+
+
+def test_explain_draws_what_there_is():
+    consts = {"mask": jnp.ones((B, H)), "name": jnp.int32(1)}
+    _, arguments, _ = watched(MASKED_ELMAN, consts=consts)
+    lengths = jnp.array([3, 0, 2])
+    found = diagnostics.explain(*arguments, consts=consts, lengths=lengths, windows=range(1, 3))
+    _, states, jacobians, *_ = found.figure.axes
+    assert "saturated" not in found.table
+    assert jacobians.get_xlabel()
+    assert states.get_xlim() == (-2.5, 0.5)
+    assert sorted(found.biases) == [1, 2]
+
+    cell, params, xs, dhs, *_ = watched(jaxrnn.GRU)[1]
+    one = diagnostics.explain(cell, params, xs[:1, 0], dhs[:1, 0])
+    assert one.figure.get_suptitle() == "GRU: 1 step, 1 row, 3 inputs, 4 units"
+    assert one.figure.axes[1].get_lines()[0].get_marker() == "o"
+
+    # a row that is not finite does not hide the others
+    spoilt_row = diagnostics.explain(cell, params, xs.at[2, 1].set(jnp.nan), dhs)
+    assert np.all(np.isfinite(spoilt_row.figure.axes[1].get_lines()[0].get_ydata()))
+    assert "NOT FINITE from step 2, row 1: began in xs" in spoilt_row.table
