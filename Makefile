@@ -19,7 +19,7 @@ demo: $(READY)
 	$(BIN)/python -m experiments spoken_vowels
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -45,10 +45,6 @@ sys.exit(__main__.main(sys.argv[1:]))
 """
 
 
-# runs that several tests read are made once: keep these tests in one worker
-pytestmark = pytest.mark.xdist_group("experiments")
-
-
 @pytest.fixture(scope="module")
 def run_experiment(tmp_path_factory):
     """Run `python -m experiments ARGUMENTS` in a process of its own, without the tests' JAX flags.

@@ -28,9 +28,6 @@ CELLS = {
 }
 STAGES = ("initial", "trained")
 
-# a run that several tests read is made once: keep these tests in one worker
-pytestmark = pytest.mark.xdist_group("gradient_flow")
-
 # the whole run, and a second one of the cell that compiles fastest, without pictures
 TWO_RUNS = """
 import sys
