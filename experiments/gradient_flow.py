@@ -11,7 +11,7 @@ Expected: at initialisation the gradient of w_hh comes from the last 46 (Elman),
 GRU learn to add (mean squared error 0.0005 and 0.0001, where always predicting the mean has 0.165),
 the Elman network hardly leaves that baseline (0.159). On the 370 test utterances the GRU makes 7
 errors, the LSTM 9, as many as ridge regression, and the Elman network 14, more than that.
-Time: under two minutes on two CPU cores, about half of it compilation.
+Time: about two minutes on two CPU cores, half of it compilation.
 
 One gradient is looked at throughout: of the mean loss of one batch for each task, the same at
 initialisation and after training (for the vowels of training utterances, with the noise of the
