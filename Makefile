@@ -6,19 +6,23 @@ VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test test-all lint format clean
 
 help:
-	@echo "make demo    train the spoken-vowel network; results in runs/spoken_vowels"
-	@echo "make test    run the tests"
-	@echo "make lint    ruff (lint and format) and mypy"
-	@echo "make format  let ruff rewrite the files"
-	@echo "make clean   remove the environments and the results"
+	@echo "make demo      train the spoken-vowel network; results in runs/spoken_vowels"
+	@echo "make test      run the tests"
+	@echo "make test-all  run the tests that are marked slow too"
+	@echo "make lint      ruff (lint and format) and mypy"
+	@echo "make format    let ruff rewrite the files"
+	@echo "make clean     remove the environments and the results"
 
 demo: $(READY)
 	$(BIN)/python -m experiments spoken_vowels
 
 test: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-all: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(READY)

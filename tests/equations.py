@@ -23,6 +23,9 @@ KINDS = ("rnn", "lstm", "step", "net")
 ID = rf"\b(?:{'|'.join(KINDS)})-\d+\b"
 LISTED = re.compile(rf"^    ({ID}) +(\+ +)?(\S.*)$", re.MULTILINE)
 TESTED = re.compile(rf"test_({'|'.join(KINDS)})_(\d+)_")
+TESTS = "tests/test_textbook*.py"
+# marks and calls of pytest by which a test may pass without having run
+SKIPS = {"skip", "skipif", "xfail", "importorskip"}
 
 
 class Equation(NamedTuple):
@@ -39,12 +42,18 @@ class Place(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """The equations by id, and the places of each: who implements it twice, and who checks it."""
+    """The equations by id, and the places of each: who implements it twice, and who checks it.
+
+    ``modules`` are the modules that mention one, which implements nothing; ``skipped`` the
+    functions of the tests that may be skipped, under '' what a module does to all of its own.
+    """
 
     equations: dict[str, Equation]
     textbook: dict[str, list[Place]]
     engine: dict[str, list[Place]]
     tests: dict[str, list[Place]]
+    modules: dict[str, list[Place]]
+    skipped: list[Place]
 
 
 def documented(root: Path, *patterns: str) -> Iterator[tuple[Place, str]]:
@@ -58,22 +67,36 @@ def documented(root: Path, *patterns: str) -> Iterator[tuple[Place, str]]:
                 yield Place(node.name, file), ast.get_docstring(node) or ""
 
 
+def may_be_skipped(root: Path, pattern: str) -> Iterator[Place]:
+    """The top-level functions of these files that pytest may skip, or whose failure it expects."""
+    for path in sorted(root.glob(pattern)):
+        for node in ast.parse(path.read_text()).body:
+            names = {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
+            names |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+            if isinstance(node, ast.ImportFrom):
+                names |= {alias.name for alias in node.names}
+            if names & SKIPS:
+                function = node.name if isinstance(node, ast.FunctionDef) else ""
+                yield Place(function, path.relative_to(root).as_posix())
+
+
 def read(root: Path = ROOT) -> Trace:
     """The links as the sources hold them."""
-    trace = Trace({}, {}, {}, {})
+    trace = Trace({}, {}, {}, {}, {}, list(may_be_skipped(root, TESTS)))
     for place, doc in documented(root, "jaxrnn/textbook/*.py"):
         if not place.function:
             title = re.search(r'document\s+"([^"]+)"', doc)
             for name, added, text in LISTED.findall(doc):
                 assert title, f"{place.file} lists {name} and names no document"
                 trace.equations[name] = Equation(text, title[1], bool(added))
-        else:
-            for name in re.findall(ID, doc):
-                trace.textbook.setdefault(name, []).append(place)
-    for place, doc in documented(root, *ENGINE):
+        links = trace.textbook if place.function else trace.modules
         for name in re.findall(ID, doc):
-            trace.engine.setdefault(name, []).append(place)
-    for place, _ in documented(root, "tests/test_textbook*.py"):
+            links.setdefault(name, []).append(place)
+    for place, doc in documented(root, *ENGINE):
+        links = trace.engine if place.function else trace.modules
+        for name in re.findall(ID, doc):
+            links.setdefault(name, []).append(place)
+    for place, _ in documented(root, TESTS):
         if found := TESTED.match(place.function):
             trace.tests.setdefault(f"{found[1]}-{found[2]}", []).append(place)
     order = sorted(trace.equations, key=lambda name: KINDS.index(name.partition("-")[0]))
@@ -81,24 +104,29 @@ def read(root: Path = ROOT) -> Trace:
 
 
 def broken(trace: Trace) -> list[str]:
-    """What is missing, and what names an equation that is not listed."""
+    """What is missing, what names an equation that is not listed, and tests that may not run."""
     links = {
         "function of the textbook": trace.textbook,
         "function of the engine": trace.engine,
         "test": trace.tests,
     }
-    return [
+    missing = [
         f"{name} has no {kind}"
         for kind, places in links.items()
         for name in trace.equations
         if name not in places
-    ] + [
+    ]
+    unlisted = [
         f"{place.file}: {place.function or 'the module'} names {name}, which is not listed"
-        for places in links.values()
+        for places in (*links.values(), trace.modules)
         for name in places
         if name not in trace.equations
-        for place in places[name]
+        for place in dict.fromkeys(places[name])
     ]
+    skipped = [
+        f"{place.file}: {place.function or 'the module'} may be skipped" for place in trace.skipped
+    ]
+    return missing + unlisted + skipped
 
 
 def page(trace: Trace) -> str:

@@ -38,7 +38,7 @@ def _compiled_once(tmp_path_factory):
 
 def make_consts(key, batch_shape, input_size, hidden_size, dtype):
     mask = jax.random.uniform(key, (*batch_shape, hidden_size), dtype)
-    return {"mask": mask, "name": jnp.int32(7)}
+    return {"mask": mask, "name": 7}
 
 
 def refusal(cell, **options):
@@ -58,25 +58,44 @@ def from_step(begin, *paths, **others):
     return {**dict.fromkeys(paths, begin), **others}
 
 
-@pytest.mark.parametrize("cell", [ELMAN, LSTM, MGU], ids=lambda cell: cell.name)
-def test_a_right_cell_is_accepted(cell):
+@pytest.mark.parametrize("cell", [LSTM, GRU, MGU], ids=lambda cell: cell.name)
+def test_a_right_cell_is_accepted(cell, monkeypatch):
+    """In one case and to second order: the next test, which is slow, has all of them."""
+    monkeypatch.setattr(cells, "_CASES", cells._CASES[:1])
     assert check_cell(cell) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", [ELMAN, LSTM, GRU, MGU], ids=lambda cell: cell.name)
+def test_a_right_cell_is_accepted_in_every_case(cell):
+    assert check_cell(cell) is None
+
+
+def test_the_cases_cover_every_kind_of_sequence():
+    cases = cells._CASES
+    ragged = {c.residuals for c in cases if c.T % max(bptt.chunk_length(c.T, c.residuals), 1)}
+    assert ragged == {"gates", "states", "carries"}
+    assert {0, 1} < {case.T for case in cases}
+    assert {(), (0,), (3, 4)} < {case.batch for case in cases}
+    for option in ("lengths", "resets", "reverse"):
+        assert {getattr(case, option) for case in cases} == {False, True}
 
 
 def test_a_cell_with_consts_is_accepted():
     check_cell(MASKED_ELMAN, make_consts=make_consts, seed=1)
 
 
-def test_float64_is_used_whatever_the_flags_say():
+def test_float64_is_used_whatever_the_flags_say(monkeypatch):
     """Also in what was traced before: float32 would miss the tolerance a million times."""
+    monkeypatch.setattr(cells, "_CASES", cells._CASES[:1])
     with (
         jax.enable_x64(False),
         jax.numpy_dtype_promotion("standard"),
         jax.numpy_rank_promotion("allow"),
     ):
-        params = GRU.init(jax.random.key(0), 3, 7)
-        jax.grad(lambda xs: jaxrnn.unroll(GRU, params, xs)[1].sum())(jnp.ones((5, 2, 3)))
-        check_cell(GRU)
+        params = ELMAN.init(jax.random.key(0), 3, 7)
+        jax.grad(lambda xs: jaxrnn.unroll(ELMAN, params, xs)[1].sum())(jnp.ones((5, 2, 3)))
+        check_cell(ELMAN)
         assert jnp.ones(1).dtype == jnp.float32
 
 
@@ -208,7 +227,8 @@ def masked_case_only(monkeypatch):
     assert case.lengths
     assert case.resets
     monkeypatch.setattr(cells, "_CASES", (case,))
-    return cells._draw(ELMAN, None, case, seed=0).options
+    params = ELMAN.init(jax.random.key(0), case.I, case.H, dtype=jnp.float64)
+    return cells._draw(ELMAN, params, None, case, seed=0).options
 
 
 def test_a_fault_after_resets_alone_is_located_at_the_last_of_them(masked_case_only):
@@ -218,9 +238,9 @@ def test_a_fault_after_resets_alone_is_located_at_the_last_of_them(masked_case_o
         return jnp.where(before.h == 0, 2 * factors, factors)
 
     message = refusal(with_factors(ELMAN, wrong))
-    assert "T=11, batch=(3,), I=2, H=5, lengths, resets, residuals='gates'" in message
+    assert "T=37, batch=(3,), I=2, H=5, lengths, resets, residuals='gates'" in message
     resets, lengths = masked_case_only["resets"], masked_case_only["lengths"]
-    last = np.max(np.nonzero(resets & (np.arange(11)[:, None] < lengths))[0])
+    last = np.max(np.nonzero(resets & (np.arange(37)[:, None] < lengths))[0])
     assert told(message) == from_step(last, "params.w_ih", "params.b", "xs"), message
 
 
@@ -271,6 +291,10 @@ def clipped(params, dstate, slope, consts):
     return ELMAN.pull(params, dstate._replace(h=jnp.clip(dstate.h, -1, 1)), slope, consts)
 
 
+def with_slopes(slope):
+    return ELMAN._replace(slopes=lambda after, gates: after._replace(h=slope(after.h)))
+
+
 OTHER_FAULTS = {
     "advance_in_bulk": (
         piece(ELMAN, "advance", in_bulk_only),
@@ -319,6 +343,29 @@ OTHER_FAULTS = {
     "shape_of_the_state": (
         piece(ELMAN, "pull", lambda out: (out[0]._replace(h=out[0].h[:1]), out[1])),
         ["ELMAN.pull must return `dstate_before` as"],
+    ),
+    "init_without_dtype": (
+        ELMAN._replace(init=lambda key, i, h: ELMAN.init(key, i, h)),
+        ["ELMAN: `init` must be (key, input_size, hidden_size, *, dtype=", "TypeError"],
+    ),
+    "slopes_above_one": (
+        with_slopes(lambda h: 1 + h**2),
+        ["ELMAN: `slopes(after, gates)` must", "in 0..1; got h from 1", "share of its steepest"],
+    ),
+    "slopes_below_zero": (with_slopes(lambda h: -(h**2)), ["in 0..1; got h from -"]),
+    "slopes_nan": (with_slopes(lambda h: h * jnp.nan), ["in 0..1; got h from nan"]),
+    "slopes_of_another_shape": (with_slopes(lambda h: 1 - h[0] ** 2), ["got h float32[2, 7], for"]),
+    "slopes_of_another_dtype": (
+        with_slopes(lambda h: (1 - h**2).astype(jnp.float32)),
+        ["got h float32[5, 2, 7], for a state bfloat16[5, 2, 7]"],
+    ),
+    "slopes_in_a_dict": (
+        ELMAN._replace(slopes=lambda after, gates: {"h": 1 - after.h**2}),
+        ["must return a NamedTuple", "got dict"],
+    ),
+    "slopes_that_raise": (
+        ELMAN._replace(slopes=lambda after, gates: gates.h),
+        ["ELMAN: `slopes(after, gates)` must return", "it raised AttributeError: 'tuple'"],
     ),
     "not_hashable": (ELMAN._replace(sizes=[]), ["ELMAN: every field must be hashable"]),
 }
@@ -414,17 +461,31 @@ def test_a_right_pair_is_accepted_to_second_order():
     check_sequence_gradients(right, ema, EMA_ARGS, dtype=jnp.float32)
 
 
-@pytest.mark.parametrize(("reverse", "step"), [(False, 3), (True, 1)])
-def test_a_wrong_pair_is_located(reverse, step):
+@pytest.mark.parametrize(("reverse", "step", "axis"), [(False, 3, 0), (True, 1, -2)])
+def test_a_wrong_pair_is_located(reverse, step, axis):
     wrong = custom_ema(lambda dxs, dw, dstart: (dxs.at[1:4].multiply(1.5), dw, dstart))
     message = difference(
-        wrong, names=("xs", "w", "start"), time_axis=(0, None, None), reverse=reverse
+        wrong, names=("xs", "w", "start"), time_axis=(axis, None, None), reverse=reverse
     )
     assert message.startswith(
         "wrong gradient of xs\n  float64, cotangents on all outputs\n"
         f"  xs: first at step {step} (3 of 6 differ); largest difference "
     )
     assert re.search(r"5.00e-01 of the largest entry|at \[\d, \d\]: f \S+, reference \S+$", message)
+
+
+def test_the_size_of_a_difference_is_told_where_nothing_or_little_is_expected():
+    def sides(size):
+        return (lambda x, y: (size + 1) * x + y), (lambda x, y: size * x + y)
+
+    args = (np.float64(1.5), np.float64(1e6))
+    zero = difference(*(lambda x, y, f=f: f(x, y) - y for f in sides(0.0)), args)
+    assert "largest difference 1.50e+00, where all should be zero, at []: f 1.5, ref" in zero
+    little = difference(*(lambda x, y, f=f: f(x, y) - y for f in sides(1e-3)), args)
+    assert "1.50e+00, where no entry should be above 1.50e-03, at []" in little
+    for message in (zero, little):
+        assert "of the largest entry" not in message
+        assert "inf" not in message
 
 
 def test_leaves_are_named_by_position_and_path():
@@ -466,11 +527,15 @@ def test_values_shapes_and_nan_are_compared_too():
         ({"reference": None}, TypeError, "`reference` must be a function"),
         ({"args": np.ones(3)}, TypeError, "`args` must be a tuple"),
         ({"args": (3, True)}, ValueError, "`args` must have a floating leaf"),
+        ({"names": (1, 2, 3)}, TypeError, r"`names` must be strings; got \(1, 2, 3\)"),
         ({"names": ("xs",)}, ValueError, "`names` must have one entry for each"),
         ({"names": ("x", "x", "y")}, ValueError, "`names` must be all different"),
         ({"time_axis": (0,)}, ValueError, "`time_axis` must have one entry for each"),
         ({"time_axis": 0}, ValueError, r"`time_axis` must be an axis of args\[1\]"),
+        ({"time_axis": (-3, None, None)}, ValueError, r"`time_axis` must be an axis of args\[0\]"),
         ({"time_axis": (0.5, None, None)}, TypeError, "`time_axis` must be an int"),
+        ({"time_axis": True}, TypeError, "`time_axis` must have|`time_axis` must be an int"),
+        ({"time_axis": "xs"}, TypeError, "`time_axis` must be an int"),
         ({"reverse": 1}, TypeError, "`reverse` must be True or False"),
         ({"order": 3}, ValueError, "`order` must be 1 or 2"),
         ({"dtype": jnp.int32}, TypeError, "`dtype` must be a floating dtype"),

@@ -28,9 +28,6 @@ import jaxrnn
 from jaxrnn import textbook
 from jaxrnn.convert import textbook as convert
 
-# one worker, which solves the shared problems once
-pytestmark = pytest.mark.xdist_group("textbook")
-
 NOTATIONS = list(SPECS)
 SOURCES = Path(textbook.__file__).parent
 
@@ -207,6 +204,30 @@ def test_a_sequence_is_a_python_loop_over_cells():
 
     for by_hand, of_the_sequence in compiled(loop, problem.inputs):
         assert_same(by_hand, of_the_sequence)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8])
+def test_a_step_may_be_an_integer_of_numpy(kind):
+    caches = rnn_example_caches()
+    assert_same(textbook.cache_at(caches, kind(1)), textbook.cache_at(caches, 1))
+
+
+def rnn_example_caches():
+    rnn = rnn_example()
+    return textbook.rnn_forward(rnn.x, rnn.a_prev, rnn.p)[2]
+
+
+def test_the_networks_gradients_do_not_need_the_paths_one_by_one():
+    """What grows with the square of T is in the terms, and not in their sums."""
+    problem = make("net", random_sizes(0))
+    square = "[{T},{T},".format(**problem.sizes)
+
+    def program(function):
+        return str(jax.make_jaxpr(lambda i: function(problem.y, forward("net", i)[1]))(
+            problem.inputs))  # fmt: skip
+
+    assert square in program(textbook.net_terms)
+    assert square not in program(textbook.net_backward)
 
 
 def test_optional_states_are_zero():

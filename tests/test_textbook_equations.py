@@ -22,9 +22,6 @@ from worked_examples import (
 
 from jaxrnn import textbook
 
-# one worker, which solves the shared problems once
-pytestmark = pytest.mark.xdist_group("textbook")
-
 
 @pytest.fixture
 def rnn():
@@ -510,6 +507,14 @@ def test_net_7_path_of_an_error_to_an_earlier_step(net):
                 pulled = jacobian(net, t, k, m).T @ net.do[:, m, t]
                 expected[t, k, :, m] = (1 - net.o[:, m, k] ** 2) * pulled
     agree(expected, net.paths)
+
+
+def test_the_sums_of_the_paths_follow_each_other(net):
+    """The recursion of `net_backward`: p_k from p_{k+1}."""
+    summed = net.paths.sum(0)
+    for k in range(net.T):
+        later = net.p["W_R"].T @ summed[k + 1] if k + 1 < net.T else 0
+        agree((1 - net.o[..., k] ** 2) * (net.do[..., k] + later), summed[k])
 
 
 def test_net_8_dw_f(net):

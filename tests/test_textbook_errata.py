@@ -5,16 +5,12 @@ the textbook's agrees; a statement about caches, names or cases is held against 
 functions do.
 """
 
-import inspect
-import re
-from pathlib import Path
-
 import equations
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from notations import SPECS, by_formulas, compiled, forward, make, random_sizes
+from notations import SPECS, by_formulas, compiled, forward, make, random_sizes, solved
 from problems import assert_same
 from worked_examples import (
     lstm_example,
@@ -29,10 +25,7 @@ from worked_examples import (
 
 from jaxrnn import textbook
 
-# one worker, which solves the shared problems once
-pytestmark = pytest.mark.xdist_group("textbook")
-
-SOURCES = Path(textbook.__file__).parent
+EQUATIONS = equations.read().equations
 
 
 def shows(wrong, ours, auto):
@@ -77,6 +70,15 @@ def test_the_hidden_weights_of_input_gate_and_candidate_are_whi_and_whg(step):
         textbook.step_forward(step.x_t, step.h_prev, step.c_prev, named_so)
 
 
+def test_the_candidate_is_no_part_of_the_input_gate(step):
+    gates = np.stack([step.cache.i, step.cache.f, step.cache.o])
+    assert np.all((gates > 0) & (gates < 1))
+    assert np.any(step.cache.g < 0)
+    # two gradients, and neither is that of what the document calls the input gate's output, g * i
+    shows(step.dc, step.cell["di"], step.cell_auto["di"])
+    shows(step.dc, step.cell["dg"], step.cell_auto["dg"])
+
+
 def test_the_state_before_is_one_step_back(step):
     h, c, t = step.out["a"], step.out["c"], 2
 
@@ -85,6 +87,17 @@ def test_the_state_before_is_one_step_back(step):
 
     assert_same(output(h[..., t - 1]), jnp.asarray(h[..., t]))
     assert differs(output(h[..., t - 2]), h[..., t])
+
+
+def test_the_input_is_that_of_the_step(step):
+    # x without a time is the whole sequence, which is no input of a step
+    with pytest.raises(ValueError, match=r"`x_t` must have shape"):
+        textbook.step_forward(step.x, step.h_prev, step.c_prev, step.p)
+    for t in range(1, step.T):
+        h_t, _, cache = textbook.step_forward(step.x[..., t], step.h_prev, step.c_prev, step.p)
+        assert differs(h_t, step.out["a"][..., 0])
+        assert differs(cache.i, sigmoid(step.z["i"]))
+    assert_same(step.h_t, jnp.asarray(step.out["a"][..., 0]))
 
 
 def test_a_product_with_a_weight_is_not_entry_by_entry(step):
@@ -98,9 +111,16 @@ def test_the_input_gate_reads_its_own_argument(step):
     assert all(differs(sigmoid(step.z[gate]), step.cache.i) for gate in "gfo")
 
 
-def test_the_output_gate_reads_its_own_argument(step):
-    assert_same(step.cache.o, jnp.asarray(sigmoid(step.z["o"])))
-    assert all(differs(sigmoid(step.z[gate]), step.cache.o) for gate in "gfi")
+def test_a_name_is_spelt_as_it_was_defined(step):
+    defined = {f"Z{gate}": step.z[gate] for gate in "gfo"}
+    defined |= {f"{gate}_gate_out": None for gate in ("Input", "Forget", "Out")}
+    read = {"zO", "zo", "zg", "zf", "input_gate_out", "forget_gate_out", "out_gate_out"}
+    assert not read & defined.keys()
+    # by its letter alone, each argument is the one that its gate reads, and no other is
+    for gate, squash in {"g": np.tanh, "f": sigmoid, "o": sigmoid}.items():
+        assert_same(getattr(step.cache, gate), jnp.asarray(squash(defined[f"Z{gate}"])))
+        others = [squash(step.z[other]) for other in "igfo" if other != gate]
+        assert all(differs(other, getattr(step.cache, gate)) for other in others)
 
 
 def test_the_output_is_not_the_output_gate(step):
@@ -124,6 +144,24 @@ def test_the_factor_of_the_squared_error(step):
     assert_same(jnp.asarray(2 * step.E_delta / step.E_delta.size), mean)
 
 
+def test_the_prediction_is_no_function_of_the_input_alone(step):
+    last = step.T - 1
+
+    def prediction(inputs):
+        return jnp.sum(forward("step", inputs)[0]["a"][..., last])
+
+    gradients = compiled(jax.grad(prediction), step.problem.inputs)
+    assert all(np.any(gradients["x"][..., t]) for t in range(step.T))
+    assert np.any(gradients["h0"])
+    assert np.any(gradients["c0"])
+    # the same input after another past
+    h, c, x = step.out["a"], step.out["c"], step.x[..., last]
+    alone = textbook.step_forward(x, 0 * step.h_prev, 0 * step.c_prev, step.p)[0]
+    after_all = textbook.step_forward(x, h[..., last - 1], c[..., last - 1], step.p)[0]
+    assert_same(after_all, jnp.asarray(h[..., last]))
+    assert differs(alone, after_all)
+
+
 def test_the_output_is_read_by_the_next_step_too(step):
     each, _, nudges = step_terms()
     whole = each["do"][0] / np.tanh(step.out["c"][..., 0])
@@ -140,13 +178,15 @@ def test_the_input_gates_gradient_is_not_a_factor_of_itself(step):
     shows(step.cell["di"] * step.g, step.cell["di"], step.cell_auto["di"])
 
 
-def test_the_forget_gates_gradient_holds_the_error_once(step):
-    shows(step.E_delta * step.dc * step.c_prev, step.cell["df"], step.cell_auto["df"])
+def test_the_forget_gates_gradient_holds_the_error_once_and_is_by_f(step):
+    def cell_state(f):
+        return step.c_prev * f + step.g * step.i
 
-
-def test_the_forget_gates_gradient_is_by_f_not_by_t(step):
-    # what could stand for dc_t/dt in discrete time, and the t that follows it (the first step's)
-    shows(step.dc * (step.c - step.c_prev) * 1, step.cell["df"], step.cell_auto["df"])
+    _, dct_df = jax.jvp(cell_state, (jnp.asarray(step.f),), (jnp.ones_like(step.f),))
+    assert_same(jnp.asarray(step.c_prev), dct_df)
+    assert_same(jnp.asarray(step.dc * dct_df), step.cell_auto["df"])
+    # E_delta once more, as the line begins
+    shows(step.E_delta * step.dc * dct_df, step.cell["df"], step.cell_auto["df"])
 
 
 def test_the_gradient_of_the_cell_state_before_is_not_that_of_the_cell_state(step):
@@ -247,9 +287,27 @@ def test_one_steps_error_reaches_the_steps_before(step):
 # "Recurrent Neural Network": the network of tanh
 
 
+def test_a_lowered_i_is_the_update_gate(lstm):
+    assert_same(lstm.cache.it, jnp.asarray(sigmoid(lstm.z["i"])))
+    assert_same(lstm.cell["dWi"], lstm.cell_auto["dWi"])
+    # as an index: one entry of any other gate, one row of any other weight
+    for i in range(len(lstm.a_prev)):
+        assert all(differs(gate[i], lstm.cache.it) for gate in (lstm.ft, lstm.ot))
+        assert all(differs(lstm.p[f"W{gate}"][i], lstm.p["Wi"]) for gate in "fco")
+
+
+def test_the_slope_of_tanh_is_taken_at_its_argument(rnn):
+    slope = jax.vmap(jax.grad(jnp.tanh))
+    u, xt = rnn.u[:, 0], rnn.xt[:, 0]
+    shows(1 - np.tanh(xt) ** 2, rnn.unit["dba"][:, 0], slope(jnp.asarray(u)))
+
+
 def test_the_gradient_that_comes_in_is_da_next(rnn):
-    assert list(inspect.signature(textbook.rnn_cell_backward).parameters) == ["da_next", "cache"]
-    assert_same(rnn.cell["dba"], jnp.asarray(rnn.dtanh.sum(1, keepdims=True)))
+    # the other names that the cell has for a gradient of a state, in place of da_nezt
+    slope = 1 - np.tanh(rnn.u) ** 2
+    for other in (rnn.cell["da_prev"], rnn.dtanh):
+        shows((other * slope).sum(1, keepdims=True), rnn.cell["dba"], rnn.cell_auto["dba"])
+    assert_same(jnp.asarray(rnn.da_next * slope @ rnn.xt.T), rnn.cell_auto["dWax"])
 
 
 def test_dtanh_is_the_gradient_of_tanhs_argument(rnn):
@@ -289,6 +347,8 @@ def test_the_cache_of_a_cell_is_a_tuple(rnn):
 def test_what_is_computed_beside_a_weights_gradient_is_by_another_quantity(rnn):
     shows(rnn.cell["dWax"], rnn.cell["dxt"], rnn.cell_auto["dxt"])
     shows(rnn.cell["dWaa"].sum(1, keepdims=True), rnn.cell["da_prev"], rnn.cell_auto["da_prev"])
+    added_up = np.repeat(np.sum(rnn.ours["dx"], axis=-1, keepdims=True), rnn.T, axis=-1)
+    shows(added_up, rnn.ours["dx"], rnn.auto["dx"])
 
 
 def test_the_prediction_of_the_rnn_has_gradients(rnn):
@@ -351,15 +411,36 @@ def test_softmax_and_sigmoid_are_defined_and_safe(rnn, lstm):
 
 def test_da0_is_the_gradient_of_the_initial_state(rnn, lstm):
     shows(rnn.p["Waa"].T @ rnn.dtanhs[..., 1], rnn.ours["da0"], rnn.auto["da0"])
-    shows(lstm_loop()[1]["da_prev"], lstm.ours["da0"], lstm.auto["da0"])
+    second = lstm_loop()[1]["da_prev"]
+    shows(second, lstm.ours["da0"], lstm.auto["da0"])
+    # of the first activation: what reads it at its own step, and what returns from the second
+    da = lstm.p["Wy"].T @ lstm.z_adjoint[..., 0] + lstm.da_next + second
+    shows(da, lstm.ours["da0"], lstm.auto["da0"])
 
 
-def test_every_reference_to_an_equation_leads_to_one():
-    trace = equations.read()
-    for path in SOURCES.glob("*.py"):
-        text = path.read_text()
-        assert not re.search(r"[Ee]quations? \(\d|[Ff]igures? \(\d", text), path
-        assert all(name in trace.equations for name in re.findall(equations.ID, text)), path
+# what the lines of the document's LSTM cell backward define, in their order
+COUNTS = {
+    **dict.fromkeys(("a", "c", "c̃", "Γo", "Γi", "Γf"), 1),
+    **{"dγo": 2, "dc": 2, "dc̃": 3, "dγi": 3, "dγf": 3},
+    **{f"d{kind}{gate}": 1 for kind in "Wb" for gate in "fico"},
+    **dict.fromkeys(("da_prev", "dc_prev", "dxt"), 1),
+}
+LINES = [name for name, count in COUNTS.items() for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "ours", "meant"),
+    [
+        (7, 10, (8, 12), {"dγo", "dc", "dc̃", "dγi", "dγf"}),
+        (11, 18, (13, 20), {f"d{kind}{gate}" for kind in "Wb" for gate in "fico"}),
+        (19, 21, (21, 23), {"da_prev", "dc_prev", "dxt"}),
+    ],
+    ids=["gates", "parameters", "states"],
+)
+def test_the_numbers_of_equations_lead_elsewhere(first, last, ours, meant):
+    assert not meant <= set(LINES[first - 1 : last])
+    texts = [EQUATIONS[f"lstm-{i}"].text for i in range(ours[0], ours[1] + 1)]
+    assert {text.partition(" = ")[0] for text in texts} == meant
 
 
 # "Recurrent Neural Network": the LSTM
@@ -372,10 +453,31 @@ def test_the_candidate_is_passed_onto_the_cell_state(lstm):
     assert differs(a, cache.cct)
 
 
+def test_the_output_gate_decides_the_hidden_state(lstm):
+    """Shut, it leaves nothing of the hidden state, and a prediction all the same."""
+    p = {**lstm.p, "bo": lstm.p["bo"] - 1000}
+    a, _, y_pred, _ = textbook.lstm_cell_forward(lstm.xt, lstm.a_prev, lstm.c_prev, p)
+    assert not np.any(a)
+    assert_same(y_pred, jnp.asarray(softmax(p["by"] + np.zeros_like(y_pred))))
+    assert_same(lstm.yt_pred, jnp.asarray(softmax(lstm.p["Wy"] @ lstm.a_next + lstm.p["by"])))
+    # of what the gate itself holds, the prediction would be another
+    assert differs(softmax(lstm.p["Wy"] @ lstm.ot + lstm.p["by"]), lstm.yt_pred)
+
+
 def test_the_hidden_state_determines_the_candidate_too(lstm):
     n_a = len(lstm.a_prev)
     three_gates = sum(lstm.p[f"W{gate}"][:, :n_a].T @ lstm.dz[gate] for gate in "fio")
     shows(three_gates, lstm.cell["da_prev"], lstm.cell_auto["da_prev"])
+
+
+def test_the_prediction_is_not_the_target(lstm):
+    y_pred, a = lstm.out["y_pred"], lstm.out["a"]
+    as_target = textbook.lstm_head_backward(y_pred, y_pred, a, lstm.p)
+    for key in ("dWy", "dby"):
+        shows(as_target[key], lstm.ours[key], lstm.auto[key])
+    p = {{"Wy": "Wya"}.get(key, key): value for key, value in lstm.p.items()}
+    with pytest.raises(ValueError, match="missing 'Wy' and unknown 'Wya'"):
+        textbook.lstm_forward(lstm.x, lstm.a_prev, p)
 
 
 def test_the_cache_of_the_lstm_holds_the_gates(lstm):
@@ -418,9 +520,16 @@ def test_every_quantity_has_one_name_in_the_caches(lstm):
             assert_same(caches.a_prev[t], jnp.asarray(lstm.out["a"][..., t - 1]))
 
 
-def test_one_sign_stands_for_the_product_by_entries():
-    for path in SOURCES.glob("*.py"):
-        assert not set("⊙⊗·") & set(path.read_text()), path
+def test_both_signs_are_the_product_by_entries(lstm):
+    # the circle of the forward half, and the dotted circle of the backward half
+    tanh_c = np.tanh(lstm.c)
+    assert_same(lstm.a_next, jnp.asarray(lstm.ot * tanh_c))
+    dot = lstm.da_next * tanh_c * lstm.ot * (1 - lstm.ot)
+    assert_same(jnp.asarray(dot @ lstm.concat.T), lstm.cell_auto["dWo"])
+    # read as a composition of maps the one fits no shape, read as an outer product the other
+    with pytest.raises(ValueError, match="matmul"):
+        lstm.ot @ tanh_c
+    assert differs(np.kron(lstm.ot, tanh_c), lstm.a_next)
 
 
 def test_gamma_is_the_argument_of_the_gate(lstm):
@@ -512,39 +621,49 @@ def test_the_prediction_of_the_lstm_has_gradients(lstm):
 
 
 @pytest.mark.parametrize("notation", ["rnn", "lstm"])
-def test_the_caches_hold_what_the_backward_pass_reads_once(notation):
-    problem = make(notation, random_sizes(0))
+def test_the_caches_of_the_steps_hold_the_input_already(notation):
+    problem, _, (_, auto) = solved(notation, 4)
+
+    def run(inputs):
+        """The gradients from the caches alone, where x has no other place than the steps'."""
+        caches = forward(notation, inputs)[1]
+        by_steps = jnp.stack([textbook.cache_at(caches, t).xt for t in range(problem.sizes["T"])])
+        return jnp.moveaxis(by_steps, 0, -1), by_formulas(notation, problem)(inputs)[1]
+
+    x, gradients = compiled(run, problem.inputs)
+    assert_same(x, problem.inputs["x"])
+    assert_same(gradients, auto)
     caches = jax.eval_shape(lambda inputs: forward(notation, inputs)[1], problem.inputs)
-    n_x, _, T = problem.inputs["x"].shape
-    inputs_held = [leaf for leaf in caches[:-1] if leaf.shape[1] == n_x]
-    assert len(inputs_held) == 1
-    assert inputs_held[0].shape[0] == T
-    assert len(jax.tree.leaves(caches)) == len(caches) - 1 + len(SPECS[notation])
+    n_x, m, T = problem.inputs["x"].shape
+    assert [leaf.shape for leaf in caches[:-1] if leaf.shape[1] == n_x] == [(T, n_x, m)]
 
 
 # "Backpropagation Through Time - I"
 
 
-def network_error(net, W_F):
-    """E in numpy."""
-    o, E = np.zeros_like(net.o[..., 0]), 0.0
-    for t in range(net.T):
-        o = np.tanh(W_F @ net.x[..., t] + net.p["W_R"] @ o)
-        E -= np.sum(net.y[..., t] * np.log(softmax(net.p["W_o"] @ o)))
-    return E
+def test_the_prediction_depends_on_w_o_too(net):
+    def error(W_o):
+        """E with every o_t held constant."""
+        z = jnp.einsum("yo,omt->ymt", W_o, jnp.asarray(net.o))
+        return textbook.net_error(net.y, jax.nn.softmax(z, axis=0))[0]
 
-
-def test_a_derivative_is_not_a_difference(net):
-    delta = np.zeros_like(net.p["W_F"])
-    delta[0, 0] = 0.5
-    quotient = (network_error(net, net.p["W_F"] + delta) - network_error(net, net.p["W_F"])) / 0.5
-    shows(quotient, net.ours["dW_F"][0, 0], net.auto["dW_F"][0, 0])
+    auto = jax.grad(error)(jnp.asarray(net.p["W_o"]))
+    shows(np.zeros_like(auto), net.ours["dW_o"], auto)
+    assert_same(auto, net.auto["dW_o"])
 
 
 def test_the_expression_through_o_t_is_the_gradient_of_w_f(net):
     through_o = sum(net.terms["dW_F"][t, t] for t in range(net.T))
     shows(through_o, net.ours["dW_o"], net.auto["dW_o"])
     assert through_o.shape == net.p["W_F"].shape
+
+    def hidden(p):
+        return jnp.sum(textbook.net_forward(net.x, p)[0])
+
+    # the last factor, as printed and as it is meant
+    by = compiled(jax.grad(hidden), net.p)
+    assert not np.any(by["W_o"])
+    assert np.all(by["W_F"])
 
 
 def test_the_gradient_of_w_o_is_a_sum_over_time(net):
@@ -580,12 +699,3 @@ def test_the_error_is_a_sum_over_all_time_steps(net):
     for key in ("dW_F", "dW_R", "dW_o"):
         part = net.terms[key][: until + 1]
         shows(part.sum(tuple(range(part.ndim - 2))), net.ours[key], net.auto[key])
-
-
-def test_activations_error_and_initial_state_are_a_choice(net):
-    W_F, W_R, W_o = (net.p[key] for key in ("W_F", "W_R", "W_o"))
-    o_1 = np.tanh(W_F @ net.x[..., 0])
-    assert_same(jnp.asarray(net.o[..., 0]), jnp.asarray(o_1))
-    assert_same(jnp.asarray(net.y_hat[..., 0]), jnp.asarray(softmax(W_o @ o_1)))
-    assert differs(sigmoid(W_F @ net.x[..., 0]), o_1)
-    assert differs(np.tanh(W_F @ net.x[..., 0] + W_R @ np.ones_like(o_1)), o_1)

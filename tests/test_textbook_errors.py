@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from notations import SPECS, compiled, forward, make, random_sizes
 
@@ -211,6 +212,17 @@ ERRORS = {
     "step_that_is_no_int": (
         lambda g: textbook.cache_at(g["rnn"].caches, 1.0),
         (TypeError, r"`t` must be an int"),
+    ),
+    "step_that_is_a_bool": (
+        lambda g: textbook.cache_at(g["rnn"].caches, np.bool_(True)),
+        (TypeError, r"`t` must be an int"),
+    ),
+    "caches_of_one_step": (
+        lambda g: textbook.cache_at(cell(g, "lstm"), 0),
+        (
+            ValueError,
+            r"`caches` must be those of a sequence, .* got shape \(\d, \d\) of `caches\.a_",
+        ),
     ),
     "caches_of_nothing": (
         lambda g: textbook.cache_at((1, 2), 0),

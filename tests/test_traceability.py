@@ -79,6 +79,33 @@ PLANTED = {
         "tests/test_textbook_equations.py", "def test_rnn_9_", "def test_rnn_99_",
         "tests/test_textbook_equations.py: test_rnn_99_da_prev names rnn-99, which is not listed",
     ),
+    "an_equation_of_a_module_that_is_not_listed": (
+        "jaxrnn/textbook/unfolded.py", "follows from net-6 and net-7", "follows from net-77",
+        "jaxrnn/textbook/unfolded.py: the module names net-77, which is not listed",
+    ),
+    "an_equations_test_that_is_skipped": (
+        "tests/test_textbook_equations.py", "def test_net_9_", "@pytest.mark.skip\ndef test_net_9_",
+        "tests/test_textbook_equations.py: test_net_9_dw_r may be skipped",
+    ),
+    "an_equations_test_that_is_skipped_by_its_body": (
+        "tests/test_textbook_equations.py", "def test_net_9_dw_r(net):\n",
+        "def test_net_9_dw_r(net):\n    pytest.skip('slow')\n",
+        "tests/test_textbook_equations.py: test_net_9_dw_r may be skipped",
+    ),
+    "an_erratums_test_that_is_skipped_somewhere": (
+        "tests/test_textbook_errata.py", "def test_the_sign_of_the_error(",
+        "@pytest.mark.skipif(True, reason='')\ndef test_the_sign_of_the_error(",
+        "tests/test_textbook_errata.py: test_the_sign_of_the_error may be skipped",
+    ),
+    "an_erratums_test_that_is_to_fail": (
+        "tests/test_textbook_errata.py", "def test_the_sign_of_the_error(",
+        "@pytest.mark.xfail(strict=False)\ndef test_the_sign_of_the_error(",
+        "tests/test_textbook_errata.py: test_the_sign_of_the_error may be skipped",
+    ),
+    "a_module_of_tests_that_is_skipped": (
+        "tests/test_textbook_errata.py", "EQUATIONS = ", "pytestmark = pytest.mark.skip\nEQUATIONS = ",
+        "tests/test_textbook_errata.py: the module may be skipped",
+    ),
 }  # fmt: skip
 
 
@@ -92,5 +119,17 @@ def test_a_broken_link_is_told(tmp_path, file, text, spoilt, problem):
     source = (tmp_path / file).read_text()
     assert text in source
     (tmp_path / file).write_text(source.replace(text, spoilt))
+    assert problem in equations.broken(equations.read(tmp_path))
+
+
+def test_a_module_that_names_an_equation_is_no_function_that_implements_it(tmp_path):
+    source = equations.ROOT / "jaxrnn/cells/lstm.py"
+    copy = tmp_path / "jaxrnn/cells/lstm.py"
+    copy.parent.mkdir(parents=True)
+    text = source.read_text().replace("lstm-21, lstm-22.", "lstm-22.")
+    assert text.startswith('"""')
+    copy.write_text('"""lstm-21. ' + text[3:])
     trace = equations.read(tmp_path)
-    assert problem in equations.broken(trace)
+    assert "lstm-21" not in trace.engine
+    assert trace.modules["lstm-21"] == [equations.Place("", "jaxrnn/cells/lstm.py")]
+    assert "lstm-22" in trace.engine

@@ -9,29 +9,26 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from jaxrnn.cells.contract import Cell, Consts, State
-from jaxrnn.sequence import unroll, unroll_reference, valid_steps
+from jaxrnn.cells.contract import Cell, Consts, Params, State
+from jaxrnn.sequence import unroll, unroll_reference
 from jaxrnn.testing.gradients import (
     Arrays,
     Function,
     Setup,
     begins,
-    cast,
     compare,
     compare_derivatives,
     compiled,
     differences,
     flat_function,
     floating,
+    floats,
     named,
     normal,
-    pull_back,
     require_like,
     require_same,
     tolerance_of,
-    values_and_gradients,
 )
 from jaxrnn.validation import describe, size
 
@@ -53,16 +50,18 @@ def check_cell(
       something else than `jaxrnn.Cell` says;
     - each piece does what the engine relies on: many steps at once give what they give one by one,
       `step` is `project` and `advance`, the output is ``state.h``, the initial state is zero, and
-      `pull` is linear in the adjoint of the state;
+      `pull` is linear in the adjoint of the state, and `slopes`, where there are any, are a
+      NamedTuple of arrays of the state's shape, with values in 0..1;
     - `jaxrnn.unroll` has the values and gradients of `jaxrnn.unroll_reference`, for every leaf of
       params, inputs, initial state and consts and every output, in cases that cover no, one, few
       and many steps, no batch axis, two, and no rows, sizes of 1, lengths, resets, both directions
       and all of what is kept for the backward pass;
     - the second derivatives agree as well.
 
-    Takes about ten seconds on two cores, nearly all of it to compile. The values are drawn in
-    float64 whatever JAX's flags say: params around half of what ``cell.init`` gives, so that no
-    bias is zero and no state explodes, everything else from the standard normal distribution.
+    Takes about ten seconds on two cores, nearly all of it to compile, and one for most wrong
+    cells. The values are drawn in float64 whatever JAX's flags say: params around half of what
+    ``cell.init`` gives, so that no bias is zero and no state explodes, everything else from the
+    standard normal distribution.
 
     Args:
         cell: the `jaxrnn.Cell` to check.
@@ -115,12 +114,13 @@ def check_cell(
         seed=size("seed", seed, least=0),
     )
     # what compiles fast and tells much comes first
-    plan = [(_check_dtypes, _CASES[0]), (_check_pieces, _CASES[0])]
+    plan = [(check, _CASES[0]) for check in (_check_dtypes, _check_pieces, _check_slopes)]
     plan += [(_check_rule, case) for case in _CASES]
     plan += [(_check_second_order, _SMALL)]
     with jax.enable_x64(True):
+        most = _drawn_params(setup, cell)
         for check, case in plan:
-            problem = _draw(cell, make_consts, case, setup.seed)
+            problem = _draw(cell, most, make_consts, case, setup.seed)
             this = setup._replace(setting=case.describe(), reverse=case.reverse)
             with _contract_errors_of(this):
                 check(this, problem)
@@ -144,13 +144,13 @@ class _Case(NamedTuple):
         return ", ".join([sizes, *flags, f"residuals={self.residuals!r}"])
 
 
-# no two axes of a size, so that none passes for another; 7 steps of "carries" are chunks of 2, 2, 2
-# and 1. Few sizes of params, for every one has an `init` to compile
+# no two axes of a size, so that none passes for another. 37 steps are chunks of 16, 16 and 5, and
+# 7 of "carries" of 2, 2, 2 and 1. To compile is what costs
 _CASES = (
     _Case(5, (2,), 3, 7, "states"),
-    _Case(11, (3,), 2, 5, "gates", lengths=True, resets=True),
+    _Case(37, (3,), 2, 5, "gates", lengths=True, resets=True),
     _Case(7, (3, 4), 2, 5, "carries", lengths=True, resets=True, reverse=True),
-    _Case(6, (), 3, 7, "states", resets=True, reverse=True),
+    _Case(37, (), 3, 7, "states", resets=True, reverse=True),
     _Case(1, (1,), 1, 1, "carries", resets=True),
     _Case(3, (0,), 2, 5, "gates", resets=True),
     _Case(0, (2,), 3, 7, "states", lengths=True),
@@ -170,20 +170,43 @@ class _Problem(NamedTuple):
     options: dict[str, Any]
 
 
-def _draw(
-    cell: Cell, make_consts: Callable[..., Consts] | None, case: _Case, seed: int
-) -> _Problem:
-    T, batch, I, H, residuals, *_ = case
-    key, dtype, rng = jax.random.key(seed), jnp.dtype(jnp.float64), np.random.default_rng(seed)
+def _drawn_params(setup: Setup, cell: Cell) -> Params:
+    """Params for the largest sizes of the cases, from the only `init` that is compiled."""
+    key = jax.random.key(setup.seed)
+    sizes = max(case.I for case in _CASES), max(case.H for case in _CASES)
+    try:
+        jax.eval_shape(lambda: cell.init(key, *sizes, dtype=jnp.dtype(jnp.float64)))
+    except (TypeError, ValueError) as error:
+        raise AssertionError(
+            f"{cell.name}: `init` must be (key, input_size, hidden_size, *, dtype=jnp.float32) -> "
+            f"params, called with `dtype` by name; it raised {type(error).__name__}: {error}"
+        ) from error
     init = compiled(cell.init, static_argnums=(1, 2), static_argnames="dtype")
-    params = init(key, I, H, dtype=dtype)
-    # a recurrence that amplifies would amplify the rounding as well
-    noise = normal(params, seed)
-    params = jax.tree.map(lambda p, noise: np.asarray(p) / 2 + noise / 4, params, noise)
+    return jax.tree.map(np.asarray, init(key, *sizes, dtype=jnp.dtype(jnp.float64)))
+
+
+def _draw(
+    cell: Cell,
+    most: Params,
+    make_consts: Callable[..., Consts] | None,
+    case: _Case,
+    seed: int,
+) -> _Problem:
+    T, batch, I, H, *_ = case
+    key, dtype, rng = jax.random.key(seed), jnp.dtype(jnp.float64), np.random.default_rng(seed)
+    like = jax.eval_shape(lambda: cell.init(key, I, H, dtype=dtype))
+
+    def share(like: Any, most: Any, noise: Any) -> Any:
+        # a recurrence that amplifies would amplify the rounding as well
+        return most[tuple(map(slice, like.shape))] / 2 + noise / 4
+
+    params = jax.tree.map(share, like, most, normal(like, seed))
     state = normal(jax.eval_shape(lambda: cell.initial_state(params, batch)), seed + 1)
     xs = normal(jax.ShapeDtypeStruct((T, *batch, I), dtype), seed + 2)
     consts = None if make_consts is None else make_consts(key, batch, I, H, dtype)
-    options: dict[str, Any] = {"reverse": case.reverse, "residuals": residuals}
+    # Python scalars among them are arrays for all that follows
+    consts = jax.tree.map(lambda a: a if hasattr(a, "shape") else np.asarray(a), consts)
+    options: dict[str, Any] = {"reverse": case.reverse, "residuals": case.residuals}
     if case.lengths:
         lengths = rng.integers(0, T + 1, size=math.prod(batch))
         # an empty row and a full one among them
@@ -291,6 +314,45 @@ def _pieces(
     }
 
 
+def _check_slopes(setup: Setup, problem: _Problem) -> None:
+    """What diagnostics takes for granted of the slopes, on random states."""
+    if problem.cell.slopes is None:
+        return
+    rule = (
+        f"{setup.title}`slopes(after, gates)` must return a NamedTuple with, for every activation, "
+        "its derivative as a share of its steepest: an array of the shape and dtype of the state, "
+        "with values in 0..1;"
+    )
+    for dtype in (jnp.float32, jnp.bfloat16, jnp.float64):
+        these = problem._replace(args=_abstract(problem.args, dtype))
+        after, slopes = jax.eval_shape(functools.partial(_slopes, rule, these), _inputs(these))
+        if not isinstance(slopes, tuple) or not hasattr(slopes, "_fields"):
+            raise AssertionError(f"{rule} got {describe(slopes)}")
+        for name, leaf in zip(slopes._fields, slopes, strict=True):
+            if describe(leaf) != describe(after.h):
+                raise AssertionError(
+                    f"{rule} got {name} {describe(leaf)}, for a state {describe(after.h)}"
+                )
+    _, slopes = compiled(functools.partial(_slopes, rule, problem))(_inputs(problem))
+    for name, leaf in zip(slopes._fields, map(np.asarray, slopes), strict=True):
+        if not (np.abs(leaf - 0.5) <= 0.5 + setup.tolerance).all():
+            raise AssertionError(f"{rule} got {name} from {np.min(leaf):.6g} to {np.max(leaf):.6g}")
+
+
+def _slopes(rule: str, problem: _Problem, inputs: Arrays) -> tuple[State, Any]:
+    """The states after one step from random ones, for all steps in bulk, and their slopes."""
+    cell, T, leaves = problem.cell, problem.case.T, named(_ARGUMENTS, problem.args)
+    given = [inputs.get(path, leaf) for path, leaf in leaves.items()]
+    params, xs, state, consts = jax.tree.unflatten(jax.tree.structure(problem.args), given)
+    before = normal(jax.tree.map(lambda a: jax.ShapeDtypeStruct((T, *a.shape), a.dtype), state), 0)
+    after, gates = cell.advance(params, before, cell.project(params, xs, consts), consts)
+    assert cell.slopes is not None
+    try:
+        return after, cell.slopes(after, gates)
+    except Exception as error:
+        raise AssertionError(f"{rule} it raised {type(error).__name__}: {error}") from error
+
+
 def _check_rule(setup: Setup, problem: _Problem) -> None:
     """Values and gradients of `unroll` against those of `unroll_reference`."""
     times = dict.fromkeys(["xs", "hs", *named(["states"], [problem.args[2]])], 0)
@@ -304,30 +366,36 @@ def _check_second_order(setup: Setup, problem: _Problem) -> None:
 
 def _check_dtypes(setup: Setup, problem: _Problem) -> None:
     """That no dtype changes on the way; only traced, for how it is rounded is another matter."""
+
+    def all_of(function: Function, inputs: Arrays) -> tuple[Arrays, Arrays]:
+        outputs, pull, _ = jax.vjp(function, inputs, has_aux=True)
+        return outputs, pull(outputs)[0]
+
     for dtype in (jnp.float32, jnp.bfloat16):
-        these = problem._replace(args=cast(problem.args, dtype))
+        these = problem._replace(args=_abstract(problem.args, dtype))
         inputs = _inputs(these)
         for function in _both(these):
-            outputs, _ = jax.eval_shape(function, inputs)
-            gradients = jax.eval_shape(functools.partial(pull_back, function), inputs, outputs)
+            outputs, gradients = jax.eval_shape(functools.partial(all_of, function), inputs)
             expected = {p: jax.ShapeDtypeStruct(a.shape, dtype) for p, a in outputs.items()}
             require_like(setup, {**outputs, **gradients}, {**expected, **inputs})
 
 
-def _both(
-    problem: _Problem, form: Callable[..., Any] = lambda unroll: unroll
-) -> tuple[Function, Function]:
-    """`unroll` and `unroll_reference`, in that form, of the problem's arguments."""
-    cell, _, args, options = problem
+def _abstract(tree: Any, dtype: jax.typing.DTypeLike) -> Any:
+    """Floating leaves by their shape alone, in that dtype."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype) if floats(a) else a, tree)
 
-    def function(unroll: Callable[..., Any]) -> Function:
-        def outputs(params: Any, xs: Any, initial_state: State, consts: Consts) -> Any:
-            more = {"consts": consts, "return_states": True, **options}
-            return form(unroll)(cell, params, xs, initial_state, **more)
 
-        return flat_function(outputs, _ARGUMENTS, args, _OUTPUTS)
+def _both(problem: _Problem) -> tuple[Function, Function]:
+    """`unroll` and `unroll_reference` of the problem's arguments."""
+    return _flat(unroll, problem), _flat(unroll_reference, problem)
 
-    return function(unroll), function(unroll_reference)
+
+def _flat(unroll: Callable[..., Any], problem: _Problem) -> Function:
+    def outputs(params: Any, xs: Any, initial_state: State, consts: Consts) -> Any:
+        more = {"consts": consts, "return_states": True, **problem.options}
+        return unroll(problem.cell, params, xs, initial_state, **more)
+
+    return flat_function(outputs, _ARGUMENTS, problem.args, _OUTPUTS)
 
 
 def _inputs(problem: _Problem) -> Arrays:
@@ -337,43 +405,54 @@ def _inputs(problem: _Problem) -> Arrays:
 def _first_steps(setup: Setup, problem: _Problem, cotangents: Arrays) -> dict[str, str]:
     """Where the gradient of each input begins to be wrong, by its share of every time step.
 
-    The sequence is run as T sequences of one step, each with params and consts of its own, and
-    with a nudge on the state that it starts from: so every gradient has one row per step. It is
-    the same sequence, for what `_check_pieces` checks holds.
+    The sequence is run as T sequences of one step, forwards and then back, so that the gradients
+    are those of each step. It is the same sequence, for what `_check_pieces` checks holds.
     """
-    T, (params, xs, state, consts) = problem.case.T, problem.args
+    T, (params, xs, state, consts), options = problem.case.T, problem.args, problem.options
+    one = problem._replace(args=(params, xs[:1], state, consts))
+    same = _inputs(one)
 
-    def stepwise(unroll: Callable[..., Any]) -> Callable[..., Any]:
-        def unroll_steps(
-            cell: Cell, params: Any, xs: Any, nudges: State, *,
-            consts: Consts, lengths: Any = None, resets: Any = None, **options: Any,
-        ) -> Any:  # fmt: skip
-            def step(carry: State, at: Any) -> tuple[State, Any]:
-                params, x, nudge, more = at
-                start = jax.tree.map(jnp.add, carry, nudge)
-                final_state, *outputs = unroll(cell, params, x[None], start, **more, **options)
-                return final_state, jax.tree.map(lambda a: a[0], outputs)
+    def compiled_step(unroll: Callable[..., Any]) -> Callable[..., tuple[Arrays, Arrays]]:
+        @compiled
+        def run(inputs: Arrays, masks: dict[str, Any], cotangents: Arrays) -> Any:
+            function = _flat(unroll, one._replace(options={**options, **masks}))
+            values, pull, _ = jax.vjp(function, inputs, has_aux=True)
+            return values, pull(cotangents)[0]
 
-            valid = None if lengths is None else valid_steps(lengths, T).astype(jnp.int32)
-            resets = None if resets is None else jnp.asarray(resets)[:, None]
-            more = {"consts": consts, "lengths": valid, "resets": resets}
-            steps = (params, xs, nudges, more)
-            final_state, outputs = lax.scan(step, state, steps, reverse=setup.reverse)
-            return final_state, *outputs
+        return lambda *given: jax.tree.map(np.asarray, run(*given))
 
-        return unroll_steps
+    def masks(t: int) -> dict[str, Any]:
+        at = {
+            "lengths": lambda lengths: (t < lengths).astype(np.int32),
+            "resets": lambda resets: resets[t : t + 1],
+        }
+        return {name: at[name](options[name]) for name in at if name in options}
 
-    def repeat(tree: Any) -> Any:
-        return jax.tree.map(lambda a: jnp.broadcast_to(a, (T, *a.shape)), tree)
+    def renamed(arrays: Arrays, name: str, to: str) -> Arrays:
+        return {to + p.removeprefix(name): a for p, a in arrays.items() if p.startswith(name)}
 
-    nudges = jax.tree.map(jnp.zeros_like, repeat(state))
-    steps = problem._replace(args=(repeat(params), xs, nudges, repeat(consts)))
-    inputs, row = _inputs(steps), {path: leaf[None] for path, leaf in cotangents.items()}
-    shares = [values_and_gradients(f, inputs, row)[1] for f in _both(steps, stepwise)]
-    rule, autodiff = ({path: leaf[0] for path, leaf in each.items()} for each in shares)
-    wrong = differences(rule, autodiff, setup.tolerance)
-    first = {p: begins(mask, 0, last=not setup.reverse) for p, (*_, mask) in wrong.items()}
-    return {path: first.get(path, "right at every single step") for path in inputs}
+    order = range(T)[:: -1 if setup.reverse else 1]
+    rule, autodiff = compiled_step(unroll), compiled_step(unroll_reference)
+    steps, start = {}, renamed(same, "initial_state", "initial_state")
+    for t in order:
+        inputs = {**same, "xs": xs[t : t + 1], **start}
+        direct = {path: leaf[t : t + 1] for path, leaf in cotangents.items()}
+        direct |= renamed(cotangents, "final_state", "final_state")
+        steps[t] = inputs, masks(t), direct
+        values, _ = autodiff(*steps[t])
+        start = renamed(values, "final_state", "initial_state")
+
+    def shares(run: Callable[..., tuple[Arrays, Arrays]]) -> Arrays:
+        found, carry = {}, renamed(cotangents, "final_state", "final_state")
+        for t in reversed(order):
+            inputs, masks, direct = steps[t]
+            _, found[t] = run(inputs, masks, {**direct, **carry})
+            carry = renamed(found[t], "initial_state", "final_state")
+        return {path: np.stack([found[t][path] for t in sorted(found)]) for path in same if T}
+
+    wrong = differences(shares(rule), shares(autodiff), setup.tolerance)
+    first = {p: begins(mask, 0, last=not setup.reverse) for p, (_, mask) in wrong.items()}
+    return {path: first.get(path, "right at every single step") for path in same}
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """The LSTM of the document "Recurrent Neural Network", in its own notation.
 
 Features come first, then the m examples, then the T_x steps: ``x (n_x, m, T_x)``,
-``a, c (n_a, m, T_x)``, ``y (n_y, m, T_x)``; each gate's weight is ``(n_a, n_a + n_x)`` and
+``a, c (n_a, m, T_x)``, ``y_pred (n_y, m, T_x)``; each gate's weight is ``(n_a, n_a + n_x)`` and
 multiplies the hidden state stacked on the input, ``[a, x]``; a bias is ``(n_a, 1)``. In the
 equations <t> is the time step, ∘ the product entry by entry, dq the gradient of the loss with
 respect to q; Γf, Γi, Γo are the forget, update and output gates, c̃ is the candidate. γf, γi, γo
@@ -145,7 +145,7 @@ def lstm_forward(
             zero.)
 
     Returns:
-        ``(a (n_a, m, T_x), y (n_y, m, T_x), c (n_a, m, T_x), caches)``.
+        ``(a (n_a, m, T_x), y_pred (n_y, m, T_x), c (n_a, m, T_x), caches)``.
 
     Raises:
         TypeError, ValueError: as `lstm_cell_forward`.
@@ -158,12 +158,12 @@ def lstm_forward(
     def step(
         carry: tuple[Array, Array], xt: Array
     ) -> tuple[tuple[Array, Array], tuple[Array, LSTMCache]]:
-        a_next, c_next, yt, cache = lstm_cell_forward(xt, *carry, p)
-        return (a_next, c_next), (yt, cache._replace(parameters={}))
+        a_next, c_next, yt_pred, cache = lstm_cell_forward(xt, *carry, p)
+        return (a_next, c_next), (yt_pred, cache._replace(parameters={}))
 
-    _, (y, caches) = lax.scan(step, (a0, c0), jnp.moveaxis(x, -1, 0))
+    _, (y_pred, caches) = lax.scan(step, (a0, c0), jnp.moveaxis(x, -1, 0))
     a, c = jnp.moveaxis(caches.a_next, 0, -1), jnp.moveaxis(caches.c_next, 0, -1)
-    return a, jnp.moveaxis(y, 0, -1), c, caches._replace(parameters=p)
+    return a, jnp.moveaxis(y_pred, 0, -1), c, caches._replace(parameters=p)
 
 
 def lstm_cell_backward(da_next: Any, dc_next: Any, cache: LSTMCache) -> dict[str, Array]:

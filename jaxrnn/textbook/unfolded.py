@@ -21,6 +21,10 @@ document.
 
 p(t, k) is the gradient of the error of step t with respect to the argument of tanh at step k, along
 the path through the hidden states between them. Of net-8 the document keeps the terms k = t.
+
+The sums over t need no p(t, k) by itself: p_k = Σ_{t>=k} p(t, k) follows from net-6 and net-7 as
+p_k = (1 - o_k²) ∘ (dE_k/do_k + W_Rᵀ p_{k+1}), zero after T, which is one pass from the last step to
+the first. `net_backward` takes it; `net_terms` and `net_paths` keep the p(t, k) apart.
 """
 
 from typing import Any, NamedTuple
@@ -100,7 +104,7 @@ def net_error(y: Any, y_hat: Any) -> tuple[Array, Array]:
 
 
 def net_backward(y: Any, caches: NetCache) -> dict[str, Array]:
-    """The gradients of E: net-4, net-8, net-9, net-10.
+    """The gradients of E: net-4, net-8, net-9, net-10, in time and memory linear in T.
 
     Args:
         y: the targets, ``(n_y, m, T)``.
@@ -114,8 +118,8 @@ def net_backward(y: Any, caches: NetCache) -> dict[str, Array]:
         TypeError, ValueError: naming the argument that has a wrong type, dtype or shape.
     """
     caches, dz = _checked(y, caches)
-    # step k's share of all later errors: with it the double sum is a sum over k
-    p = jnp.sum(_paths(dz, caches), axis=0)
+    # with the sums over t the double sums are sums over k
+    p = _summed_paths(dz, caches)
     return {
         "dW_F": jnp.einsum("kom,kim->oi", p, caches.x),
         "dW_R": jnp.einsum("kom,kim->oi", p, caches.o_prev),
@@ -165,6 +169,20 @@ def _checked(y: Any, caches: NetCache) -> tuple[NetCache, Array]:
     caches, fixed = cache_of("caches", caches, NetCache, NET_PARAMETERS, CACHE, steps="T")
     y = array("y", y, "n_y m T", fixed)
     return caches, logit_gradient(jnp.moveaxis(y, -1, 0), caches.y_hat, axis=1)
+
+
+def _summed_paths(dz: Array, caches: NetCache) -> Array:
+    """Σ_t p(t, k) of every k, ``(T, n_o, m)``, from the last step to the first."""
+    W_R, W_o = caches.parameters["W_R"], caches.parameters["W_o"]
+
+    def step_back(p_next: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
+        dz_k, o_k = at
+        p_k = (1 - o_k**2) * (W_o.T @ dz_k + W_R.T @ p_next)
+        return p_k, p_k
+
+    nothing = jnp.zeros(caches.o.shape[1:], dz.dtype)
+    _, p = lax.scan(step_back, nothing, (dz, caches.o), reverse=True)
+    return p
 
 
 def _paths(dz: Array, caches: NetCache) -> Array:
