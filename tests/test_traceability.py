@@ -103,7 +103,7 @@ PLANTED = {
         "tests/test_textbook_errata.py: test_the_sign_of_the_error may be skipped",
     ),
     "a_module_of_tests_that_is_skipped": (
-        "tests/test_textbook_errata.py", "EQUATIONS = ", "pytestmark = pytest.mark.skip\nEQUATIONS = ",
+        "tests/test_textbook_errata.py", "\nEQUATIONS", "\npytestmark = pytest.mark.skip\nMORE",
         "tests/test_textbook_errata.py: the module may be skipped",
     ),
 }  # fmt: skip
