@@ -14,6 +14,8 @@ PARAMETER = "w_hh"
 # the gradient of a state has vanished below the one share of the last step's, exploded above the
 # other
 VANISHED, EXPLODED = 0.01, 100.0
+# of a gradient with less than this share of its norm before training, only a remainder is left
+SHRUNK = 0.1
 # a window of truncated BPTT is long enough where the gradient is off by no more than this
 TOLERATED = 0.1
 
@@ -50,9 +52,12 @@ def table(tasks: Mapping[str, Any]) -> str:
     ]
     rule = ["-" * width if n < words else "-" * (width - 1) + ":" for n, width in enumerate(widths)]
     shown = "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
+    kept = "; ".join(f"{task} {_last_windows(result)}" for task, result in tasks.items())
     return (
         "Norm of each parameter's gradient, the last steps that hold 95 % of it, and what "
-        "truncated BPTT\nwith windows of k steps makes of it: relative error (cosine).\n\n" + shown
+        "truncated BPTT\nwith windows of k steps makes of it: relative error (cosine). Windows "
+        "start at a sequence's first\nstep, so that its last one may be shorter than k: it holds, "
+        f"on average,\n{kept} steps.\n\n{shown}"
     )
 
 
@@ -72,7 +77,7 @@ def findings(tasks: Mapping[str, Any], *, rows: int, seed: int) -> str:
             *_scores(result["score"]),
             *_horizons(result),
             *_state_gradients(result),
-            *_truncation(result["cells"]),
+            *_truncation(result),
         ]
     sentences.append(
         f"All of this is one run with seed {seed}, and the gradients are those of one batch of "
@@ -88,6 +93,7 @@ def _scores(score: Mapping[str, Any]) -> list[str]:
         groups: dict[str, list[str]] = {"better": [], "equal": [], "worse": []}
         for cell, numbers in score["networks"].items():
             if "errors" in numbers:
+                # told as a count, not as a verdict: a few sequences more or less may be chance
                 gain, doubt = value - numbers["errors"], 0
                 shown = f"{CELL_NAMES[cell]} ({numbers['errors']})"
             else:
@@ -100,11 +106,15 @@ def _scores(score: Mapping[str, Any]) -> list[str]:
         counted = "errors" in numbers
         verbs = {
             "better": ("beats it", "beat it"),
-            "equal": ("only equals it", "only equal it")
-            if counted
-            else ("is not told apart from it", "are not told apart from it"),
+            "equal": ("is not told apart from it", "are not told apart from it"),
             "worse": ("LOSES to it", "LOSE to it"),
         }
+        if counted:
+            verbs = {
+                "better": ("makes fewer", "make fewer"),
+                "equal": ("makes as many", "make as many"),
+                "worse": ("makes MORE", "make MORE"),
+            }
         verdicts = [
             f"{_listed(cells)} {verbs[verdict][len(cells) > 1]}"
             for verdict, cells in groups.items()
@@ -125,7 +135,9 @@ def _horizons(result: Mapping[str, Any]) -> list[str]:
     for name, (before, after) in reach.items():
         change = "lengthened" if after > before else "shortened" if after < before else "kept"
         changes[change].append(name)
-    said = [f"{change} that of {_listed(names)}" for change, names in changes.items() if names]
+    said = [
+        f"{change} the horizon of {_listed(names)}" for change, names in changes.items() if names
+    ]
     trained = {name: after for name, (_, after) in reach.items()}
     longest, shortest = (
         [name for name, steps in trained.items() if steps == extreme]
@@ -134,12 +146,28 @@ def _horizons(result: Mapping[str, Any]) -> list[str]:
     compared = "it is the same for all"
     if longest != shortest:
         compared = f"it is longest for {_listed(longest)} and shortest for {_listed(shortest)}"
-    return [
-        f"The last steps, of {result['steps']}, that hold 95 % of the gradient of {PARAMETER}, "
-        f"before → after training: {_arrows(reach, str)}.",
+    halves = _of_stages(result["cells"], lambda numbers: numbers["rows_with_half"])
+    sentences = [
+        f"The horizon, the last steps, of {result['steps']}, that hold 95 % of the gradient of "
+        f"{PARAMETER}, before → after training: {_arrows(reach, str)}.",
         f"Training {_listed(said)}; after it, {compared}.",
         f"The norm of that gradient: {_arrows(norms, lambda norm: f'{norm:.2g}')}.",
     ]
+    shrunk = [
+        f"{after / before:.1%} in {name}"
+        for name, (before, after) in norms.items()
+        if after < SHRUNK * before
+    ]
+    if shrunk:
+        sentences.append(
+            f"After training {_listed(shrunk)} of it is left: a horizon then tells of what is left "
+            "to learn, not of what was learnt."
+        )
+    sentences.append(
+        "So many sequences make half of the sum of all sequences' own gradient norms: "
+        f"{_arrows(halves, str)}."
+    )
+    return sentences
 
 
 def _state_gradients(result: Mapping[str, Any]) -> list[str]:
@@ -169,9 +197,13 @@ def _vanishes(curve: Sequence[float]) -> str:
     return str(below[0]) if below else f"never in {len(curve) - 1}"
 
 
-def _truncation(cells: Mapping[str, Any]) -> list[str]:
+def _last_windows(result: Mapping[str, Any]) -> str:
+    return ", ".join(f"{steps:.1f} of {k}" for k, steps in result["last_window"].items())
+
+
+def _truncation(result: Mapping[str, Any]) -> list[str]:
     """What truncated BPTT would lose."""
-    biases = _of_stages(cells, lambda numbers: numbers["truncation"])
+    biases = _of_stages(result["cells"], lambda numbers: numbers["truncation"])
     windows = list(next(iter(biases.values()))[0])
     longest = windows[-1]
     enough = []
@@ -185,6 +217,8 @@ def _truncation(cells: Mapping[str, Any]) -> list[str]:
         return f"{bias['relative_error'][PARAMETER]:.1%} ({bias['cosine'][PARAMETER]:+.2f})"
 
     return [
+        "The windows of truncated BPTT start at a sequence's first step, so that the last one, "
+        f"which is all that the loss reaches, holds on average {_last_windows(result)} steps.",
         f"Truncated BPTT with windows of {longest} steps would miss the gradient of "
         f"{PARAMETER} by a relative error (cosine) of: {_arrows(biases, shown)}.",
         f"The shortest of the windows {', '.join(windows)} that keeps this error within "
