@@ -22,8 +22,21 @@ LENGTHS = np.array([7, 0, 4])
 PLAIN = {}
 ALL = {"lengths": True, "resets": True}
 ALL_REVERSED = {**ALL, "reverse": True}
-every_direction = pytest.mark.parametrize(
-    "flags", [PLAIN, ALL, ALL_REVERSED], ids=["plain", "all", "all_reversed"]
+FLAGS = {"plain": PLAIN, "all": ALL, "all_reversed": ALL_REVERSED}
+every_direction = pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
+# one cell in every way, every cell in one way; the rest takes a minute
+every_cell_and_direction = pytest.mark.parametrize(
+    ("cell", "flags"),
+    [
+        pytest.param(
+            getattr(jaxrnn, cell),
+            flags,
+            id=f"{cell}-{name}",
+            marks=() if cell == "LSTM" or name == "all_reversed" else pytest.mark.slow,
+        )
+        for cell in ("ELMAN", "LSTM", "GRU")
+        for name, flags in FLAGS.items()
+    ],
 )
 
 
@@ -73,7 +86,7 @@ def terms_by_autodiff(problem, cotangents):
     return jax.jit(lambda: jax.vjp(run, each)[1](cotangents)[0])()
 
 
-@every_direction
+@every_cell_and_direction
 def test_step_contributions_are_the_gradients_of_params_used_at_one_step_alone(cell, flags):
     problem, arguments, options = watched(cell, **flags)
     _, _, _, dhs, dfinal, _ = arguments
@@ -174,7 +187,7 @@ def test_horizon_of_known_gradients():
     assert diagnostics.horizon(cell, params, xs.at[6].set(jnp.nan), dhs) == (T, T, T)
 
 
-@every_direction
+@every_cell_and_direction
 def test_example_gradient_norms_are_those_of_every_row_alone(cell, flags):
     problem, arguments, options = watched(cell, **flags)
     _, _, _, dhs, dfinal, _ = arguments
@@ -422,7 +435,9 @@ def truncated_by_autodiff(problem, cotangents, k):
     return jax.jit(lambda: jax.vjp(run, problem.params)[1](cotangents)[0])()
 
 
-@pytest.mark.parametrize(("k", "reverse"), [(3, False), (4, True), (1, False)])
+@pytest.mark.parametrize(
+    ("k", "reverse"), [(3, False), (4, True), pytest.param(1, False, marks=pytest.mark.slow)]
+)
 def test_truncation_bias_is_that_of_windows_without_a_gradient_between_them(cell, k, reverse):
     # the final state of a row that ended in an earlier window is held, and so is its gradient:
     # windows that are unrolled one by one cannot hand it back, so all rows end in the last one
