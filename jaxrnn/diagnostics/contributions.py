@@ -30,6 +30,7 @@ __all__ = [
     "gradient_of",
     "horizon",
     "norm",
+    "one_by_one",
     "step_contributions",
     "unit",
     "used_by",
@@ -199,7 +200,7 @@ def _step_contributions(
     gradient = _term(cell, arrays, used)
     if from_end:
         used = _rows_end_together(used, arrays.steps.valid)
-    steps = _one_by_one(used)
+    steps = one_by_one(used)
 
     direction, whole = jax.tree.map(unit, gradient), jax.tree.map(norm, gradient)
 
@@ -237,7 +238,7 @@ def _horizon(cell: Cell, plan: bptt.Plan, arrays: Arrays, fraction: float) -> Pa
 
     nothing = jax.tree.map(jnp.zeros_like, gradient)
     # against the order of processing: the last step is the first to be added
-    _, enough = lax.scan(add, nothing, _one_by_one(used), reverse=not plan.reverse)
+    _, enough = lax.scan(add, nothing, one_by_one(used), reverse=not plan.reverse)
 
     def steps_needed(enough: jax.Array) -> jax.Array:
         enough = enough if plan.reverse else enough[::-1]
@@ -293,7 +294,7 @@ def _term(cell: Cell, arrays: Arrays, used: _Used) -> Params:
     return bptt.contract(cell, arrays.params, arrays.consts, *used)[0]
 
 
-def _one_by_one(used: _Used) -> _Used:
+def one_by_one(used: _Used) -> _Used:
     """Leaves ``[T, 1, ...]``: sequences of one step."""
     return jax.tree.map(lambda leaf: leaf[:, None], used)
 

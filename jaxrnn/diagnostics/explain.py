@@ -147,18 +147,18 @@ class _Parameter(NamedTuple):
 def _by_name(
     gradients: Params, horizons: Params, norms: Params, biases: dict[int, TruncationBias]
 ) -> list[_Parameter]:
-    leaves = [jax.tree.leaves(tree) for tree in (gradients, horizons, norms)]
+    reach, of_steps = jax.tree.leaves(horizons), jax.tree.leaves(norms)
     errors = {k: jax.tree.leaves(bias.relative_error) for k, bias in biases.items()}
     cosines = {k: jax.tree.leaves(bias.cosine) for k, bias in biases.items()}
     parameters = []
     for n, (path, gradient) in enumerate(jax.tree_util.tree_leaves_with_path(gradients)):
-        of_steps = np.asarray(leaves[2][n], np.float64)
+        sizes = np.asarray(of_steps[n], np.float64)
         parameters.append(
             _Parameter(
                 name=jax.tree_util.keystr(path, simple=True, separator="."),
                 norm=float(np.linalg.norm(np.asarray(gradient, np.float64))),
-                horizon=int(leaves[1][n]),
-                shares=of_steps / (of_steps.sum() or 1.0),
+                horizon=int(reach[n]),
+                shares=sizes / (sizes.sum() or 1.0),
                 biases={k: (float(errors[k][n]), float(cosines[k][n])) for k in biases},
             )
         )

@@ -18,8 +18,8 @@ from jax import lax
 
 from jaxrnn import bptt
 from jaxrnn.cells.contract import Cell, Params, State
-from jaxrnn.diagnostics.contributions import norm, used_by
-from jaxrnn.diagnostics.recording import Arrays, Options, Recording, prepare, record
+from jaxrnn.diagnostics.contributions import norm, one_by_one, used_by
+from jaxrnn.diagnostics.recording import Arrays, Options, Recording, prepare, pull_back, record
 from jaxrnn.masks import zero_unless
 from jaxrnn.products import accumulation_dtype
 from jaxrnn.validation import describe, size
@@ -172,15 +172,10 @@ def _norms_pulled_back(
 
     def add(norms: State, seed: jax.Array) -> tuple[State, None]:
         dfinal = zeros._replace(h=jnp.broadcast_to(seed, zeros.h.shape))
-        _, _, dstates = bptt.adjoints(
-            cell,
-            plan,
-            arrays.params,
-            arrays.consts,
-            arrays.steps,
-            recording.trajectory.factors,
-            bptt.Outputs(final_state=dfinal, hs=dhs, states=None),
-        )
+        cotangents = bptt.Outputs(final_state=dfinal, hs=dhs, states=None)
+        dstates = pull_back(
+            cell, plan, arrays._replace(cotangents=cotangents), recording.trajectory
+        ).states
         return jax.tree.map(lambda n, d: jnp.hypot(n, _norm_of_units(d)), norms, dstates), None
 
     nothing = jax.tree.map(lambda leaf: jnp.zeros_like(_norm_of_units(leaf)), recording.states)
@@ -257,8 +252,7 @@ def _first_nonfinite(
             return sums, _nonfinite(sums, axes=0)
 
         nothing = jax.tree.map(jnp.zeros_like, (dparams, dconsts))
-        steps = jax.tree.map(lambda leaf: leaf[:, None], used)
-        _, bad = lax.scan(add, nothing, steps, reverse=not plan.reverse)
+        _, bad = lax.scan(add, nothing, one_by_one(used), reverse=not plan.reverse)
         return _first(bad, reverse=not plan.reverse)
 
     overflowed = _nonfinite((dparams, dconsts), axes=0) & jnp.all(found.step < 0)

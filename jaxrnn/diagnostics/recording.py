@@ -20,6 +20,7 @@ __all__ = [
     "Recording",
     "backpropagate",
     "prepare",
+    "pull_back",
     "record",
     "require_known",
 ]
@@ -151,8 +152,16 @@ def require_known(options: Mapping[str, Any]) -> None:
 
 def record(cell: Cell, plan: bptt.Plan, arrays: Arrays) -> Recording:
     """Run the sequence forwards and its adjoint back, keeping every step of both."""
-    params, initial_state, consts, steps, cotangents = arrays
+    params, initial_state, consts, steps, _ = arrays
     trajectory = bptt.trajectory(cell, plan, params, initial_state, consts, steps)
+    return pull_back(cell, plan, arrays, trajectory)
+
+
+def pull_back(
+    cell: Cell, plan: bptt.Plan, arrays: Arrays, trajectory: bptt.Trajectory
+) -> Recording:
+    """Run the adjoint alone, along a trajectory that is there already."""
+    params, _, consts, steps, cotangents = arrays
     dinitial, deltas, dstates = bptt.adjoints(
         cell, plan, params, consts, steps, trajectory.factors, cotangents
     )

@@ -18,7 +18,7 @@ from jax import lax
 from jaxrnn import bptt
 from jaxrnn.cells.contract import Cell, Params, State
 from jaxrnn.diagnostics.contributions import gradient_of, norm, unit
-from jaxrnn.diagnostics.recording import Arrays, Options, prepare, record
+from jaxrnn.diagnostics.recording import Arrays, Options, prepare, pull_back, record
 from jaxrnn.validation import size
 
 __all__ = ["TruncationBias", "truncation_bias"]
@@ -88,10 +88,10 @@ def _truncation_bias(cell: Cell, plan: bptt.Plan, arrays: Arrays, k: jax.Array) 
         last = T - 1 if valid is None else jnp.sum(valid, axis=0, dtype=jnp.int32)[None] - 1
         processed = last - processed
     windows = arrays.steps._replace(stop=processed % k == 0)
-    exact, truncated = (
-        gradient_of(cell, each, record(cell, plan, each))
-        for each in (arrays, arrays._replace(steps=windows))
-    )
+    recording = record(cell, plan, arrays)
+    # the states are the same: only the way back is another
+    cut = pull_back(cell, plan, arrays._replace(steps=windows), recording.trajectory)
+    exact, truncated = (gradient_of(cell, arrays, each) for each in (recording, cut))
 
     def error(truncated: jax.Array, exact: jax.Array) -> jax.Array:
         lost = norm(truncated - exact)
