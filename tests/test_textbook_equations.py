@@ -7,40 +7,15 @@ function and, where it is a gradient, with autodiff.
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from problems import assert_same
 from worked_examples import (
-    lstm_example,
     lstm_loop,
-    net_example,
-    rnn_example,
     sigmoid,
     softmax,
-    step_example,
     step_terms,
 )
 
 from jaxrnn import textbook
-
-
-@pytest.fixture
-def rnn():
-    return rnn_example()
-
-
-@pytest.fixture
-def lstm():
-    return lstm_example()
-
-
-@pytest.fixture
-def step():
-    return step_example()
-
-
-@pytest.fixture
-def net():
-    return net_example()
 
 
 def agree(expected, *others):

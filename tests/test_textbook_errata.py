@@ -13,13 +13,9 @@ import pytest
 from notations import SPECS, by_formulas, compiled, forward, make, random_sizes, solved
 from problems import assert_same
 from worked_examples import (
-    lstm_example,
     lstm_loop,
-    net_example,
-    rnn_example,
     sigmoid,
     softmax,
-    step_example,
     step_terms,
 )
 
@@ -39,26 +35,6 @@ def differs(wrong, right):
     return wrong.shape != right.shape or np.max(np.abs(wrong - right)) > 1e-2 * np.max(
         np.abs(right)
     )
-
-
-@pytest.fixture
-def rnn():
-    return rnn_example()
-
-
-@pytest.fixture
-def lstm():
-    return lstm_example()
-
-
-@pytest.fixture
-def step():
-    return step_example()
-
-
-@pytest.fixture
-def net():
-    return net_example()
 
 
 # "LSTM - Derivation of Back propagation through time"
