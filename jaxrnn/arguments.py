@@ -10,6 +10,7 @@ from jax import lax
 from jaxrnn import bptt
 from jaxrnn.cells.contract import Cell, Consts, Params, State
 from jaxrnn.masks import zero_where
+from jaxrnn.memory import choose
 from jaxrnn.validation import (
     array,
     describe,
@@ -17,10 +18,19 @@ from jaxrnn.validation import (
     lengths_of,
     matching_arrays,
     same_structure,
+    size,
     static_bool,
 )
 
-__all__ = ["Sequence", "cut_final", "engine_steps", "plan_engine", "steps_before", "validate"]
+__all__ = [
+    "Sequence",
+    "check_policy",
+    "cut_final",
+    "engine_steps",
+    "plan_engine",
+    "steps_before",
+    "validate",
+]
 
 
 class Sequence(NamedTuple):
@@ -93,14 +103,41 @@ def validate(
     )
 
 
-def plan_engine(s: Sequence, *, residuals: str | None, return_states: bool) -> bptt.Plan:
-    """The static half of a call: what the engine keeps, in chunks of how many steps."""
+def check_policy(residuals: str | None, memory_budget: int | None) -> None:
+    """Refuse what says neither what to keep nor how much."""
     if residuals is not None and not (isinstance(residuals, str) and residuals in bptt.RESIDUALS):
         raise ValueError(f"`residuals` must be None or one of {bptt.RESIDUALS}; got {residuals!r}")
-    residuals = residuals or "states"
+    if memory_budget is not None:
+        memory_budget = size("memory_budget", memory_budget)
+        if residuals is not None:
+            raise ValueError(
+                "`memory_budget` chooses `residuals`: give one of the two; "
+                f"got {memory_budget} and {residuals!r}"
+            )
+
+
+def plan_engine(
+    s: Sequence,
+    *,
+    residuals: str | None,
+    return_states: bool,
+    memory_budget: int | None = None,
+) -> bptt.Plan:
+    """The static half of a call: what the engine keeps, in chunks of how many steps."""
+    check_policy(residuals, memory_budget)
+    residuals, chunk = choose(
+        s.cell,
+        s.params,
+        s.xs,
+        s.initial_state,
+        s.consts,
+        masked=s.valid is not None,
+        residuals=residuals,
+        memory_budget=memory_budget,
+    )
     return bptt.Plan(
         reverse=s.reverse,
-        chunk=bptt.chunk_length(s.xs.shape[0], residuals),
+        chunk=chunk,
         residuals=residuals,
         return_states=static_bool("return_states", return_states),
     )

@@ -44,6 +44,7 @@ import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from jaxrnn.cells.contract import Cell, Consts, Params, State
 from jaxrnn.masks import select, zero_unless, zero_where
@@ -59,6 +60,8 @@ __all__ = [
     "adjoints",
     "contract",
     "in_dtype_of",
+    "parts",
+    "require_like",
     "trajectory",
     "unroll",
 ]
@@ -85,10 +88,13 @@ class Steps(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """``hs [T, ..., H]``, zero where not valid; every state ``[T, ..., H]`` if asked for."""
+    """``hs [T, ..., H]``, zero where not valid; every state ``[T, ..., H]`` if asked for.
+
+    Also their cotangents, with None for those that are zero throughout.
+    """
 
     final_state: State
-    hs: jax.Array
+    hs: Any
     states: State | None
 
 
@@ -106,13 +112,40 @@ class Trajectory(NamedTuple):
     factors: Any
 
 
-def chunk_length(steps: int, residuals: str) -> int:
+class Kept(NamedTuple):
+    """What the forward pass leaves to the backward pass, by `Plan.residuals`; else None.
+
+    ``entering`` is the state that enters each chunk, leaves ``[N, ...]``; ``states`` and ``gates``
+    are those of every step, leaves ``[T, ...]``. Of one chunk, the leading axis of ``entering`` is
+    gone, and that of the others is K.
+    """
+
+    entering: State | None
+    states: State | None
+    gates: Any
+
+
+def chunk_length(
+    steps: int,
+    residuals: str,
+    *,
+    batch: int = 1,
+    input_size: int = 1,
+    hidden_size: int = 1,
+) -> int:
     """Steps in a chunk: a divisor of the sequence's length where one is near the target.
 
-    Chunks that stay in cache are the fastest; with one carry kept per chunk, memory is the sum of
-    the carries and of one chunk's states, least when both are as many.
+    Longer chunks make the products in bulk faster, until their rows, K*B, are several times as
+    many as the weights'; shorter ones keep their buffers in cache: of each array [K, B, H], half a
+    megabyte in float32. With one carry kept per chunk, memory is the sum of the carries and of one
+    chunk's states, least when both are as many.
     """
-    target = max(math.isqrt(steps), 1) if residuals == "carries" else 16
+    if residuals == "carries":
+        target = max(math.isqrt(steps), 1)
+    else:
+        rows = 8 * (input_size + hidden_size)
+        cached = 2**17 // hidden_size
+        target = min(max(min(rows, cached) // max(batch, 1), 16), 128, max(steps // 4, 16))
     if steps <= 2 * target:
         return max(steps, 1)
     divisors = [k for k in range(target // 2 + 1, 2 * target) if steps % k == 0]
@@ -140,16 +173,35 @@ def _unroll(
 def _unroll_fwd(
     cell: Cell, plan: Plan, params: Params, initial_state: State, consts: Consts, steps: Steps
 ) -> tuple[Outputs, Any]:
+    # with symbolic zeros, each leaf comes with whether it is differentiated: all are handled alike
+    args = (params, initial_state, consts, steps)
+    params, initial_state, consts, steps = jax.tree.map(lambda leaf: leaf.value, args)
     outputs, kept = _forward(cell, plan, params, initial_state, consts, steps)
     return outputs, (params, consts, steps, kept)
 
 
 def _unroll_bwd(cell: Cell, plan: Plan, residuals: Any, cotangents: Outputs) -> tuple[Any, ...]:
-    dparams, dinitial, dconsts, dxs = _backward(cell, plan, residuals, cotangents)
+    dparams, dinitial, dconsts, dxs = _backward(cell, plan, residuals, _materialised(cotangents))
     return dparams, dinitial, dconsts, Steps(xs=dxs)
 
 
-_unroll.defvjp(_unroll_fwd, _unroll_bwd)
+_unroll.defvjp(_unroll_fwd, _unroll_bwd, symbolic_zeros=True)
+
+
+def _materialised(cotangents: Outputs) -> Outputs:
+    """None for sequences that no loss reads: zeros ``[T, ...]`` would cost their memory."""
+
+    def dense(leaf: Any) -> jax.Array:
+        zero = isinstance(leaf, SymbolicZero)
+        return jnp.zeros(leaf.shape, leaf.dtype) if zero else leaf
+
+    def unless_zero(tree: Any) -> Any:
+        if all(isinstance(leaf, SymbolicZero) for leaf in jax.tree.leaves(tree)):
+            return None
+        return jax.tree.map(dense, tree)
+
+    dfinal, dhs, dstates = cotangents
+    return Outputs(jax.tree.map(dense, dfinal), unless_zero(dhs), unless_zero(dstates))
 
 
 def trajectory(
@@ -158,7 +210,7 @@ def trajectory(
     """The forward pass of `unroll` once more, with everything kept: for watching, not for speed."""
     plan = plan._replace(residuals="gates")
     _, after, gates = _advance_chunk(cell, plan, params, consts, initial_state, steps)
-    kept = (initial_state, after, gates)
+    kept = Kept(initial_state, after, gates)
     before, after, gates = _restore_chunk(cell, plan, params, consts, steps, kept)
     factors = cell.linearize(params, before, after, gates, consts)
     return Trajectory(zero_unless(steps.valid, steps.xs), before, after, gates, factors)
@@ -201,11 +253,11 @@ def contract(
     The sums are in the accumulation dtype: `in_dtype_of` rounds them once all are added.
     """
     sums = cell.contract(params, xs, before, gates, deltas, consts)
-    dparams, dxs, dconsts = _parts(cell, "contract", 3, sums)
+    dparams, dxs, dconsts = parts(cell, "contract", 3, sums)
     # they are added to others, and to add is to broadcast: another shape would go unnoticed
-    _require_like(cell, "contract", "dparams", dparams, _zero_sums(params))
-    _require_like(cell, "contract", "dxs", dxs, xs)
-    _require_like(cell, "contract", "dconsts", dconsts, _zero_sums(consts))
+    require_like(cell, "contract", "dparams", dparams, _zero_sums(params))
+    require_like(cell, "contract", "dxs", dxs, xs)
+    require_like(cell, "contract", "dconsts", dconsts, _zero_sums(consts))
     return dparams, dxs, dconsts
 
 
@@ -214,22 +266,25 @@ def _forward(
 ) -> tuple[Outputs, Any]:
     """All chunks in order: the outputs, and per chunk what `Plan.residuals` keeps of it."""
 
-    def forward_chunk(entering: State, inputs: tuple[Steps]) -> tuple[State, tuple[Any, ...]]:
-        (chunk,) = inputs
+    def forward_chunk(entering: State, chunk: Steps, _: None) -> tuple[State, Any, Any]:
         leaving, states, gates = _advance_chunk(cell, plan, params, consts, entering, chunk)
-        hs = zero_unless(chunk.valid, states.h)
-        kept = {
-            None: None,
-            "gates": (entering, states, gates),
-            "states": (entering, states),
-            "carries": (entering,),
-        }[plan.residuals]
-        return leaving, (hs, states if plan.return_states else None, kept)
+        # where nothing is masked, hs is a field of the states: not stored twice
+        hs = zero_unless(chunk.valid, states.h) if masked or not store_states else None
+        kept_states = states if store_states else None
+        kept_gates = gates if plan.residuals == "gates" else None
+        return leaving, (hs, kept_states, kept_gates), entering if plan.residuals else None
 
-    final_state, (hs, states, kept) = _scan_chunks(
-        forward_chunk, initial_state, (_split(steps, plan.chunk),), reverse=plan.reverse
+    masked = steps.valid is not None
+    store_states = plan.return_states or plan.residuals in ("gates", "states")
+    final_state, (hs, states, gates), entering = _scan_chunks(
+        forward_chunk, initial_state, steps, None, plan.chunk, reverse=plan.reverse
     )
-    return Outputs(final_state, _join(hs), _join(states)), kept
+    outputs = Outputs(
+        final_state=final_state,
+        hs=states.h if hs is None else hs,
+        states=states if plan.return_states else None,
+    )
+    return outputs, Kept(entering, None if plan.residuals == "carries" else states, gates)
 
 
 def _advance_chunk(
@@ -240,8 +295,8 @@ def _advance_chunk(
     def step(carry: State, at: Any) -> tuple[State, Any]:
         inputs, valid, cut = at
         before = zero_where(cut, carry)
-        state, gates = _parts(cell, "advance", 2, cell.advance(params, before, inputs, consts))
-        _require_like(cell, "advance", "state", state, carry)
+        state, gates = parts(cell, "advance", 2, cell.advance(params, before, inputs, consts))
+        require_like(cell, "advance", "state", state, carry)
         state = select(valid, state, carry)
         return state, (state, gates)
 
@@ -262,11 +317,13 @@ def _backward(
     params, consts, steps, kept = residuals
     dfinal, dhs, dstates = cotangents
 
-    def backward_chunk(carry: Any, inputs: tuple[Any, ...]) -> tuple[Any, tuple[jax.Array]]:
+    def backward_chunk(carry: Any, inputs: Any, entering: State) -> tuple[Any, jax.Array, None]:
         dleaving, dparams, dconsts = carry
-        chunk, dhs, dstates, kept = inputs
+        chunk, dhs, dstates, states, gates = inputs
         chunk = chunk._replace(xs=zero_unless(chunk.valid, chunk.xs))
-        before, after, gates = _restore_chunk(cell, plan, params, consts, chunk, kept)
+        before, after, gates = _restore_chunk(
+            cell, plan, params, consts, chunk, Kept(entering, states, gates)
+        )
         factors = cell.linearize(params, before, after, gates, consts)
         dentering, (deltas, _) = _pull_chunk(
             cell, plan, params, consts, dleaving, factors, chunk, dhs, dstates, record=False
@@ -276,26 +333,26 @@ def _backward(
         )
         dparams = jax.tree.map(jnp.add, dparams, more_dparams)
         dconsts = jax.tree.map(jnp.add, dconsts, more_dconsts)
-        return (dentering, dparams, dconsts), (zero_unless(chunk.valid, dxs),)
+        return (dentering, dparams, dconsts), zero_unless(chunk.valid, dxs), None
 
-    (dinitial, dparams, dconsts), (dxs,) = _scan_chunks(
+    (dinitial, dparams, dconsts), dxs, _ = _scan_chunks(
         backward_chunk,
         (dfinal, _zero_sums(params), _zero_sums(consts)),
-        (*(_split(tree, plan.chunk) for tree in (steps, dhs, dstates)), kept),
+        (steps, dhs, dstates, kept.states, kept.gates),
+        kept.entering,
+        plan.chunk,
         reverse=not plan.reverse,
     )
-    return in_dtype_of(params, dparams), dinitial, in_dtype_of(consts, dconsts), _join(dxs)
+    return in_dtype_of(params, dparams), dinitial, in_dtype_of(consts, dconsts), dxs
 
 
 def _restore_chunk(
-    cell: Cell, plan: Plan, params: Params, consts: Consts, chunk: Steps, kept: Any
+    cell: Cell, plan: Plan, params: Params, consts: Consts, chunk: Steps, kept: Kept
 ) -> tuple[State, State, Any]:
     """The states before and after every step of a chunk, and its gates, from what was kept."""
-    entering = kept[0]
+    entering, after, gates = kept
     if plan.residuals == "carries":
         _, after, gates = _advance_chunk(cell, plan, params, consts, entering, chunk)
-    else:
-        after = kept[1]
 
     def shift(entering: jax.Array, after: jax.Array) -> jax.Array:
         if after.shape[0] == 0:
@@ -305,9 +362,7 @@ def _restore_chunk(
         return jnp.concatenate([entering[None], after[:-1]])
 
     before = zero_where(chunk.cut, jax.tree.map(shift, entering, after))
-    if plan.residuals == "gates":
-        gates = kept[2]
-    elif plan.residuals == "states":
+    if plan.residuals == "states":
         _, gates = cell.advance(params, before, cell.project(params, chunk.xs, consts), consts)
     return before, after, gates
 
@@ -320,7 +375,7 @@ def _pull_chunk(
     dleaving: State,
     factors: Any,
     chunk: Steps,
-    dhs: jax.Array,
+    dhs: jax.Array | None,
     dstates: State | None,
     *,
     record: bool,
@@ -337,70 +392,101 @@ def _pull_chunk(
         factors, valid, cut, stop, dh, dstate = at
         if dstate is not None:
             dcarry = jax.tree.map(jnp.add, dcarry, dstate)
-        dafter = dcarry._replace(h=dcarry.h + dh)
-        dbefore, deltas = _parts(cell, "pull", 2, cell.pull(params, dafter, factors, consts))
-        _require_like(cell, "pull", "dstate_before", dbefore, dafter)
+        dafter = dcarry if dh is None else dcarry._replace(h=dcarry.h + dh)
+        weights = jax.tree.map(_swap, transposed)
+        dbefore, deltas = parts(cell, "pull", 2, cell.pull(weights, dafter, factors, consts))
+        require_like(cell, "pull", "dstate_before", dbefore, dafter)
         # a held state passes its gradient on as it is
         dbefore = select(valid, zero_where(stop, zero_where(cut, dbefore)), dafter)
         recorded = zero_unless(valid, dafter) if record else None
         return dbefore, (zero_unless(valid, deltas), recorded)
 
-    dhs = zero_unless(chunk.valid, dhs)
+    # `pull` multiplies by transposed weights: stored that way round once, not at every step
+    transposed = lax.optimization_barrier(jax.tree.map(_swap, params))
+    if dhs is not None:
+        dhs = zero_unless(chunk.valid, dhs)
+    if cell.arrange is not None:
+        factors = cell.arrange(factors)
     at = (factors, chunk.valid, chunk.cut, chunk.stop, dhs, dstates)
     return lax.scan(step, dleaving, at, reverse=not plan.reverse)
 
 
-def _split(tree: Any, chunk: int) -> tuple[Any, Any]:
-    """Leaves ``[T, ...]`` as whole chunks ``[T // K, K, ...]``, and the rest, or None."""
-
-    def whole(leaf: jax.Array) -> jax.Array:
-        n = leaf.shape[0] // chunk
-        return leaf[: n * chunk].reshape(n, chunk, *leaf.shape[1:])
-
-    def rest(leaf: jax.Array) -> jax.Array | None:
-        r = leaf.shape[0] % chunk
-        return leaf[leaf.shape[0] - r :] if r else None
-
-    return jax.tree.map(whole, tree), jax.tree.map(rest, tree)
-
-
-def _join(parts: tuple[Any, Any]) -> Any:
-    """The inverse of `_split`."""
-    whole, rest = parts
-    whole = jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), whole)
-    if not jax.tree.leaves(rest):
-        return whole
-    return jax.tree.map(lambda *a: jnp.concatenate(a), whole, rest)
+def _swap(w: jax.Array) -> jax.Array:
+    """A weight with its last two axes exchanged."""
+    return w if w.ndim < 2 else jnp.swapaxes(w, -1, -2)
 
 
 def _scan_chunks(
-    body: Callable[[Any, tuple[Any, ...]], tuple[Any, tuple[Any, ...]]],
+    body: Callable[[Any, Any, Any], tuple[Any, Any, Any]],
     carry: Any,
-    inputs: tuple[tuple[Any, Any], ...],
+    by_step: Any,
+    by_chunk: Any,
+    K: int,
     *,
     reverse: bool,
-) -> tuple[Any, tuple[tuple[Any, Any], ...]]:
-    """`lax.scan` over whole chunks, and over the rest, last in time, as a shorter one.
+) -> tuple[Any, Any, Any]:
+    """``body(carry, by_step, by_chunk)`` over chunks of time; a rest, last in time, is shorter.
 
-    Each input and each output is a pair as `_split` makes it.
+    It reads and returns, beside the carry, pytrees of ``[T, ...]``, of which a chunk is
+    ``[K, ...]``, and pytrees of ``[N, ...]``, one entry per chunk.
     """
-    whole, rest = zip(*inputs, strict=True)
-    ragged = bool(jax.tree.leaves(rest))
-    if ragged and reverse:
-        carry, last = body(carry, rest)
-    carry, outs = lax.scan(body, carry, whole, reverse=reverse)
-    if ragged and not reverse:
-        carry, last = body(carry, rest)
-    return carry, tuple(zip(outs, last if ragged else (None,) * len(outs), strict=True))
+    T = jax.tree.leaves(by_step)[0].shape[0]
+    N, rest = divmod(T, K)
+    if not rest:
+
+        def whole(carry: Any, inputs: Any) -> tuple[Any, Any]:
+            carry, *outs = body(carry, *inputs)
+            return carry, outs
+
+        chunks = jax.tree.map(lambda a: a.reshape(N, K, *a.shape[1:]), by_step)
+        carry, (stacked, outs) = lax.scan(whole, carry, (chunks, by_chunk), reverse=reverse)
+        return carry, jax.tree.map(lambda a: a.reshape(T, *a.shape[2:]), stacked), outs
+
+    # to cut [T, ...] in two and join two outputs would copy them: each chunk reads from the whole
+    # and writes into the whole
+    def at(index: Any, length: int) -> tuple[Any, Any]:
+        return (
+            jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, index * K, length), by_step),
+            jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, index, keepdims=False), by_chunk),
+        )
+
+    def part(carry: Any, written: Any, index: Any, length: int) -> tuple[Any, Any]:
+        carry, *new = body(carry, *at(index, length))
+        return carry, (
+            jax.tree.map(
+                lambda a, b: lax.dynamic_update_slice_in_dim(a, b, index * K, 0), written[0], new[0]
+            ),
+            jax.tree.map(
+                lambda a, b: lax.dynamic_update_index_in_dim(a, b, index, 0), written[1], new[1]
+            ),
+        )
+
+    _, *like = jax.eval_shape(lambda: body(carry, *at(0, K)))
+    written = (
+        jax.tree.map(lambda a: jnp.zeros((T, *a.shape[1:]), a.dtype), like[0]),
+        jax.tree.map(lambda a: jnp.zeros((N + 1, *a.shape), a.dtype), like[1]),
+    )
+    if reverse:
+        carry, written = part(carry, written, N, rest)
+    (carry, written), _ = lax.scan(
+        lambda state, index: (part(*state, index, K), None),
+        (carry, written),
+        jnp.arange(N),
+        reverse=reverse,
+    )
+    if not reverse:
+        carry, written = part(carry, written, N, rest)
+    return carry, *written
 
 
-def _parts(cell: Cell, piece: str, count: int, returned: Any) -> tuple[Any, ...]:
+def parts(cell: Cell, piece: str, count: int, returned: Any) -> tuple[Any, ...]:
+    """The values that a piece of a cell returns, which must be that many."""
     if not isinstance(returned, tuple) or len(returned) != count:
         raise TypeError(f"{cell.name}.{piece} must return {count} values; got {describe(returned)}")
     return returned
 
 
-def _require_like(cell: Cell, piece: str, name: str, value: Any, like: Any) -> None:
+def require_like(cell: Cell, piece: str, name: str, value: Any, like: Any) -> None:
     """Refuse what a piece of a cell returns with other containers, shapes or dtypes."""
     try:
         chex.assert_trees_all_equal_shapes_and_dtypes(value, like)

@@ -36,8 +36,9 @@ def affine(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
 
 def input_gradient(dy: jax.Array, w: jax.Array) -> jax.Array:
     """``dx [..., I] = dy [..., O] @ w^T``, for ``y = x @ w``."""
-    # contracting the weight's second axis in place needs no transposed copy of it
-    return lax.dot_general(dy, w, (((dy.ndim - 1,), (1,)), ((), ())))
+    # a transposed copy pays: XLA:CPU multiplies from the right by a weight as it lies in memory,
+    # and makes the copy outside of loops; the barrier keeps it from going back to the original
+    return dy @ lax.optimization_barrier(w.T)
 
 
 def weight_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:

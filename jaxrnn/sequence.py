@@ -12,10 +12,17 @@ import jax
 from jax import lax
 
 from jaxrnn import bptt
-from jaxrnn.arguments import cut_final, engine_steps, plan_engine, steps_before, validate
+from jaxrnn.arguments import (
+    check_policy,
+    cut_final,
+    engine_steps,
+    plan_engine,
+    steps_before,
+    validate,
+)
 from jaxrnn.cells.contract import Cell, Consts, Params, State
 from jaxrnn.masks import select, zero_unless, zero_where
-from jaxrnn.validation import array, size
+from jaxrnn.validation import array, size, static_bool
 
 __all__ = ["unroll", "unroll_reference", "valid_steps"]
 
@@ -30,6 +37,7 @@ def unroll(
     resets: jax.Array | None = None,
     reverse: bool = False,
     residuals: str | None = None,
+    memory_budget: int | None = None,
     return_states: bool = False,
     consts: Consts = None,
 ) -> Any:
@@ -53,9 +61,13 @@ def unroll(
             processed (``states[t]`` is the state that step t made, before that). No gradient
             crosses. Resets past ``lengths`` have no effect.
         reverse: run from each row's last valid step to its first.
-        residuals: what the forward pass keeps for the backward pass: ``"gates"`` (fastest, most
-            memory), ``"states"``, or ``"carries"`` (one state per chunk of about sqrt(T) steps,
-            least memory); None chooses. Values and gradients are the same.
+        residuals: what the forward pass keeps for the backward pass: ``"gates"`` (most memory),
+            ``"states"``, or ``"carries"`` (one state per chunk of about sqrt(T) steps, least
+            memory). Values and gradients are the same; `jaxrnn.memory` has the bytes. None
+            chooses: the gates while they take no more than 64 MiB, else the states.
+        memory_budget: the bytes that the call may hold for its gradient, outputs ``hs`` included,
+            arguments and gradients not: the fastest policy that fits is taken. In the place of
+            ``residuals``.
         return_states: also return the state after every step.
         consts: a pytree of arrays that the cell reads at every step, for cells that take it.
 
@@ -66,7 +78,8 @@ def unroll(
 
     Raises:
         TypeError: an argument of another type, container or dtype.
-        ValueError: an argument of another shape or range.
+        ValueError: an argument of another shape or range; a ``memory_budget`` in which nothing
+            fits (the message says the least), or one beside ``residuals``.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -85,7 +98,9 @@ def unroll(
         reverse=reverse,
         consts=consts,
     )
-    plan = plan_engine(s, residuals=residuals, return_states=return_states)
+    plan = plan_engine(
+        s, residuals=residuals, return_states=return_states, memory_budget=memory_budget
+    )
     outputs = bptt.unroll(cell, plan, s.params, s.initial_state, s.consts, engine_steps(s))
     final_state = cut_final(s, outputs.final_state)
     return (final_state, outputs.hs, outputs.states) if return_states else (final_state, outputs.hs)
@@ -101,14 +116,16 @@ def unroll_reference(
     resets: jax.Array | None = None,
     reverse: bool = False,
     residuals: str | None = None,
+    memory_budget: int | None = None,
     return_states: bool = False,
     consts: Consts = None,
 ) -> Any:
     """The same values as `unroll`, from a plain `jax.lax.scan` that JAX differentiates.
 
     The ground truth for the handwritten rule, and the way to forward-mode derivatives
-    (`jax.jvp`, `jax.linearize`). ``residuals`` is accepted so that both can be called alike; JAX
-    keeps what it keeps. Arguments, returned values and errors are those of `unroll`.
+    (`jax.jvp`, `jax.linearize`). ``residuals`` and ``memory_budget`` are accepted so that both can
+    be called alike; JAX keeps what it keeps. Arguments, returned values and errors are those of
+    `unroll`.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -128,7 +145,8 @@ def unroll_reference(
         reverse=reverse,
         consts=consts,
     )
-    plan_engine(s, residuals=residuals, return_states=return_states)
+    check_policy(residuals, memory_budget)
+    return_states = static_bool("return_states", return_states)
     final_state, hs, states = _scan(
         cell, s.reverse, s.params, s.initial_state, s.consts, s.xs, s.valid, s.resets
     )

@@ -45,6 +45,8 @@ class Cell(NamedTuple):
       saved previous states of a whole chunk when the gates were not kept.
     - ``linearize(params, before, after, gates, consts) -> factors``: the local derivatives of
       each step, elementwise, in bulk, from the states before and after it
+    - ``arrange(factors) -> factors``, or None for the factors as they are: in bulk, the layout in
+      which `pull` reads them fastest. `pull` takes either.
     - ``pull(params, dstate, factors, consts) -> (dstate_before, deltas)``: one step of the adjoint
       recursion. Linear in ``dstate``, the whole adjoint of the state after the step; the deltas
       are the adjoints of the pre-activations.
@@ -78,4 +80,5 @@ class Cell(NamedTuple):
     pull: Callable[[Params, State, Any, Consts], tuple[State, Any]]
     contract: Callable[[Params, Any, State, Any, Any, Consts], tuple[Params, Any, Consts]]
     takes_consts: bool = False
+    arrange: Callable[[Any], Any] | None = None
     slopes: Callable[[State, Any], Any] | None = None

@@ -26,6 +26,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrnn.activations import block, in_one_piece, sigmoid_or_tanh
 from jaxrnn.cells.contract import Cell
 from jaxrnn.initializers import Initializer, glorot_uniform, orthogonal, per_gate, zeros
 from jaxrnn.products import affine, bias_gradient, input_gradient, weight_gradient
@@ -94,12 +95,25 @@ def initial_state(params: LSTMParams, batch_shape: tuple[int, ...] = ()) -> LSTM
 
 
 class LSTMGates(NamedTuple):
-    """The activated gates, each ``[..., H]``."""
+    """The activated gates side by side, ``[..., 4H]``; each of them ``[..., H]``."""
 
-    i: jax.Array
-    f: jax.Array
-    g: jax.Array
-    o: jax.Array
+    activated: jax.Array
+
+    @property
+    def i(self) -> jax.Array:
+        return block(self.activated, 0, 4)
+
+    @property
+    def f(self) -> jax.Array:
+        return block(self.activated, 1, 4)
+
+    @property
+    def g(self) -> jax.Array:
+        return block(self.activated, 2, 4)
+
+    @property
+    def o(self) -> jax.Array:
+        return block(self.activated, 3, 4)
 
 
 def project(params: LSTMParams, xs: jax.Array, consts: None) -> jax.Array:
@@ -116,10 +130,8 @@ def advance(
     In other names step-1, step-2, step-3, step-4, step-5, step-6, step-7.
     """
     del consts
-    a_i, a_f, a_g, a_o = jnp.split(inputs + state.h @ params.w_hh, 4, axis=-1)
-    gates = LSTMGates(
-        i=jax.nn.sigmoid(a_i), f=jax.nn.sigmoid(a_f), g=jnp.tanh(a_g), o=jax.nn.sigmoid(a_o)
-    )
+    a = inputs + state.h @ params.w_hh
+    gates = LSTMGates(sigmoid_or_tanh(a, "sigmoid sigmoid tanh sigmoid"))
     c = gates.f * state.c + gates.i * gates.g
     return LSTMState(h=gates.o * jnp.tanh(c), c=c), gates
 
@@ -147,6 +159,23 @@ class LSTMFactors(NamedTuple):
     o: jax.Array
     c_c: jax.Array
 
+    @property
+    def a(self) -> jax.Array:
+        """``[i, f, g, o]`` side by side, ``[..., 4H]``."""
+        return jnp.concatenate([self.i, self.f, self.g, self.o], axis=-1)
+
+
+class LSTMArranged(NamedTuple):
+    """The same as `pull` reads them: one array for all gates is one dense loop over it."""
+
+    c_h: jax.Array
+    a: jax.Array
+    c_c: jax.Array
+
+
+def arrange(factors: LSTMFactors) -> LSTMArranged:
+    return LSTMArranged(c_h=factors.c_h, a=factors.a, c_c=factors.c_c)
+
 
 def linearize(
     params: LSTMParams, before: LSTMState, after: LSTMState, gates: LSTMGates, consts: None
@@ -156,7 +185,7 @@ def linearize(
     Also step-9, step-11, step-12, step-13, each times the slope of its gate.
     """
     del params, consts
-    i, f, g, o = gates
+    i, f, g, o = gates.i, gates.f, gates.g, gates.o
     tanh_c = jnp.tanh(after.c)
     return LSTMFactors(
         c_h=o * (1 - tanh_c * tanh_c),
@@ -169,7 +198,7 @@ def linearize(
 
 
 def pull(
-    params: LSTMParams, dstate: LSTMState, factors: LSTMFactors, consts: None
+    params: LSTMParams, dstate: LSTMState, factors: LSTMFactors | LSTMArranged, consts: None
 ) -> tuple[LSTMState, jax.Array]:
     """Textbook: lstm-8, lstm-9, lstm-10, lstm-11, lstm-12, lstm-21, lstm-22.
 
@@ -178,7 +207,7 @@ def pull(
     del consts
     dh = dstate.h
     dc = dstate.c + dh * factors.c_h
-    da = jnp.concatenate([dc * factors.i, dc * factors.f, dc * factors.g, dh * factors.o], axis=-1)
+    da = in_one_piece(jnp.concatenate([dc, dc, dc, dh], axis=-1) * factors.a)
     return LSTMState(h=input_gradient(da, params.w_hh), c=dc * factors.c_c), da
 
 
@@ -204,10 +233,19 @@ def contract(
     return dparams, input_gradient(da, params.w_ih), None
 
 
-def slopes(after: LSTMState, gates: LSTMGates) -> LSTMGates:
+class LSTMSlopes(NamedTuple):
+    """Derivatives of the gates' activations, each ``[..., H]``, as a share of the steepest."""
+
+    i: jax.Array
+    f: jax.Array
+    g: jax.Array
+    o: jax.Array
+
+
+def slopes(after: LSTMState, gates: LSTMGates) -> LSTMSlopes:
     del after
-    i, f, g, o = gates
-    return LSTMGates(i=4 * i * (1 - i), f=4 * f * (1 - f), g=1 - g * g, o=4 * o * (1 - o))
+    i, f, g, o = gates.i, gates.f, gates.g, gates.o
+    return LSTMSlopes(i=4 * i * (1 - i), f=4 * f * (1 - f), g=1 - g * g, o=4 * o * (1 - o))
 
 
 LSTM = Cell(
@@ -219,6 +257,7 @@ LSTM = Cell(
     project=project,
     advance=advance,
     linearize=linearize,
+    arrange=arrange,
     pull=pull,
     contract=contract,
     slopes=slopes,

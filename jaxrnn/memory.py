@@ -1,0 +1,161 @@
+"""What a scan holds in memory for its gradient, in closed form, and the policy that a budget buys.
+
+Per cell: S the bytes of one step's state, G of its gates, both for the whole batch. With T steps in
+N = ceil(T / K) chunks of K, `unroll` keeps from the forward to the backward pass, by ``residuals``,
+
+    "gates"      (S + G) T + S N
+    "states"      S T + S N
+    "carries"     S N
+
+beside its arguments. In float32, and in units of T*B*H floats, that is, without the S N:
+
+    residuals    Elman   LSTM   GRU
+    "gates"        1       6     5
+    "states"       1       2     1
+    "carries"      0       0     0
+
+The outputs ``hs [T, ..., H]`` are one unit more, except where nothing is masked and the states are
+kept: there they are a field of the states. What a chunk needs while it is worked on is reused by
+the next: `workspace` times K.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxrnn.bptt import RESIDUALS, chunk_length, parts, require_like
+from jaxrnn.cells.contract import Cell, Consts, Params, State
+
+__all__ = ["Footprint", "choose", "footprint"]
+
+# up to this much, all gates are kept: what is computed again costs more time than its memory
+_GATES_LIMIT = 64 * 2**20
+
+
+class Footprint(NamedTuple):
+    """Bytes for the gradient of one call, whole batch: what is kept, worked on, and returned."""
+
+    kept: int
+    workspace: int
+    outputs: int
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+def footprint(
+    cell: Cell,
+    params: Params,
+    xs: jax.Array,
+    initial_state: State,
+    consts: Consts,
+    residuals: str,
+    chunk: int,
+    *,
+    masked: bool,
+) -> Footprint:
+    """The bytes of a policy and a chunk length, from shapes and dtypes alone.
+
+    ``kept`` is exact. ``workspace`` is what the chunk of a backward pass holds when nothing of it
+    is fused and each array of it has a buffer: XLA needs less.
+    """
+    T = xs.shape[0]
+    state, gates = map(_bytes, _made(cell, params, xs, initial_state, consts))
+    entering = state * math.ceil(T / max(chunk, 1))
+    kept = {
+        "gates": (state + gates) * T + entering,
+        "states": state * T + entering,
+        "carries": entering,
+    }[residuals]
+    weights = 2 * sum(leaf.size * max(leaf.dtype.itemsize, 4) for leaf in jax.tree.leaves(params))
+    worked_on = _bytes(_worked_on(cell, params, xs, initial_state, consts))
+    return Footprint(
+        kept=kept,
+        workspace=worked_on * min(chunk, T) + weights,
+        outputs=0 if residuals != "carries" and not masked else _bytes(initial_state.h) * T,
+    )
+
+
+def choose(
+    cell: Cell,
+    params: Params,
+    xs: jax.Array,
+    initial_state: State,
+    consts: Consts,
+    *,
+    masked: bool,
+    residuals: str | None,
+    memory_budget: int | None,
+) -> tuple[str, int]:
+    """``(residuals, chunk)``: the given policy, or the fastest that the budget, if any, allows."""
+    I, H = cell.sizes(params)
+    T, batch = xs.shape[0], math.prod(xs.shape[1:-1])
+
+    def default_chunk(residuals: str) -> int:
+        return chunk_length(T, residuals, batch=batch, input_size=I, hidden_size=H)
+
+    def bytes_of(residuals: str, chunk: int) -> Footprint:
+        args = (cell, params, xs, initial_state, consts)
+        return footprint(*args, residuals, chunk, masked=masked)
+
+    if memory_budget is None:
+        if residuals is None:
+            kept = T * _bytes(_made(cell, params, xs, initial_state, consts))
+            residuals = "gates" if kept <= _GATES_LIMIT else "states"
+        return residuals, default_chunk(residuals)
+    plans = [
+        (residuals, chunk) for residuals in RESIDUALS for chunk in _halves(default_chunk(residuals))
+    ]
+    for plan in plans:
+        if bytes_of(*plan).total <= memory_budget:
+            return plan
+    least = min(plans, key=lambda plan: bytes_of(*plan).total)
+    raise ValueError(
+        f"`memory_budget` must be at least {bytes_of(*least).total} bytes for xs of shape "
+        f"{xs.shape} and {H=} (residuals={least[0]!r} in chunks of {least[1]} steps); "
+        f"got {memory_budget}"
+    )
+
+
+def _halves(chunk: int) -> list[int]:
+    """A chunk length and its halves, in descending order."""
+    return [chunk >> k for k in range(chunk.bit_length()) if chunk >> k] or [chunk]
+
+
+def _made(cell: Cell, params: Params, xs: jax.Array, state: State, consts: Consts) -> Any:
+    """Shapes of what one step makes, state and gates."""
+
+    def made(params: Params, x: jax.Array, before: State, consts: Consts) -> Any:
+        inputs = cell.project(params, x, consts)
+        after, gates = parts(cell, "advance", 2, cell.advance(params, before, inputs, consts))
+        require_like(cell, "advance", "state", after, before)
+        return after, gates
+
+    return jax.eval_shape(made, params, _one(xs), state, consts)
+
+
+def _worked_on(cell: Cell, params: Params, xs: jax.Array, state: State, consts: Consts) -> Any:
+    """Shapes of what the backward pass has of one step while it is at work on its chunk."""
+
+    def worked_on(params: Params, x: jax.Array, before: State, consts: Consts) -> Any:
+        inputs = cell.project(params, x, consts)
+        after, gates = cell.advance(params, before, inputs, consts)
+        lifted = jax.tree.map(lambda a: a[None], (before, after, gates))
+        factors = cell.linearize(params, lifted[0], lifted[1], lifted[2], consts)
+        factors = jax.tree.map(lambda a: a[0], factors)
+        arranged = factors if cell.arrange is None else cell.arrange(factors)
+        _, deltas = parts(cell, "pull", 2, cell.pull(params, after, arranged, consts))
+        # inputs of products in both layouts, deltas before and after they are stacked
+        return x, x, inputs, before, before, after, gates, factors, arranged, deltas, deltas
+
+    return jax.eval_shape(worked_on, params, _one(xs), state, consts)
+
+
+def _one(xs: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

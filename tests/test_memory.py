@@ -1,0 +1,217 @@
+"""What a scan holds for its gradient: the bytes of each policy, and what a budget buys."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from problems import make_problem
+
+import jaxrnn
+from jaxrnn import memory
+from jaxrnn.bptt import RESIDUALS
+
+ROOT = Path(__file__).parent.parent
+# the shape at which design goals are stated, and one prime number of steps
+SHAPE = dict(T=1000, B=32, I=128, H=256)
+
+
+def footprint(problem, residuals, chunk):
+    return memory.footprint(
+        problem.cell,
+        problem.params,
+        problem.xs,
+        problem.initial_state,
+        problem.consts,
+        residuals,
+        chunk,
+        masked="lengths" in problem.options,
+    )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("steps", [64, 61])
+@pytest.mark.parametrize("residuals", RESIDUALS)
+def test_what_is_kept_is_the_closed_form_in_bytes(cell, residuals, steps, dtype):
+    problem = make_problem(cell, T=steps, batch=(3,), I=5, H=7, dtype=dtype)
+    _, pull = jax.vjp(lambda xs: problem._replace(xs=xs).outputs(residuals=residuals), problem.xs)
+    kept = [leaf for leaf in jax.tree.leaves(pull) if leaf.ndim >= 3]
+    of_xs = problem.xs.nbytes
+    chunk = 8 if residuals == "carries" and steps == 64 else 7 if residuals == "carries" else 16
+    assert sum(leaf.nbytes for leaf in kept) - of_xs == footprint(problem, residuals, chunk).kept
+
+
+def test_the_table_of_units(cell):
+    """In units of T*B*H floats, without the states that enter chunks: the module's docstring."""
+    problem = make_problem(cell, T=64, batch=(3,), I=5, H=7, dtype=jnp.float32)
+    unit = 64 * 3 * 7 * 4
+    entering = len(problem.initial_state) * unit // 64
+    units = {r: (footprint(problem, r, 64).kept - entering) / unit for r in RESIDUALS}
+    assert (
+        units
+        == {
+            "ELMAN": dict(gates=1, states=1, carries=0),
+            "LSTM": dict(gates=6, states=2, carries=0),
+            "GRU": dict(gates=5, states=1, carries=0),
+        }[cell.name]
+    )
+
+
+def training_step(cell, loss, *, T, B, I, H, **options):
+    """The compiled gradient of params and xs: its bytes of temporaries in units of T*B*H floats."""
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), I, H, dtype=jnp.float32))
+    xs = jax.ShapeDtypeStruct((T, B, I), jnp.float32)
+    cotangent = jax.ShapeDtypeStruct((T, B, H), jnp.float32)
+
+    def step(params, xs, cotangent):
+        def outputs(params, xs):
+            return loss(jaxrnn.unroll(cell, params, xs, **options), cotangent)
+
+        return jax.grad(outputs, argnums=(0, 1))(params, xs)
+
+    compiled = jax.jit(step).lower(params, xs, cotangent).compile()
+    return compiled.memory_analysis().temp_size_in_bytes / (T * B * H * 4)
+
+
+def every_h(outputs, cotangent):
+    return jnp.sum(outputs[1] * cotangent)
+
+
+def last_h(outputs, cotangent):
+    return jnp.sum(outputs[0].h)
+
+
+@pytest.mark.parametrize("loss", [every_h, last_h])
+@pytest.mark.parametrize(("residuals", "most"), [("states", 2.6), ("carries", 1.6), (None, 6.0)])
+def test_temporaries_of_a_training_step_of_the_lstm(residuals, most, loss):
+    assert training_step(jaxrnn.LSTM, loss, residuals=residuals, **SHAPE) <= most
+
+
+@pytest.mark.parametrize("residuals", RESIDUALS)
+def test_a_prime_number_of_steps_costs_no_more_than_its_neighbour(residuals):
+    prime, neighbour = (
+        training_step(jaxrnn.LSTM, every_h, residuals=residuals, **{**SHAPE, "T": steps})
+        for steps in (997, 1000)
+    )
+    # chunks of carries are the root of the steps, to the next divisor
+    assert prime <= 1.1 * neighbour + (0.05 if residuals == "carries" else 0)
+
+
+@pytest.mark.parametrize("residuals", RESIDUALS)
+def test_the_footprint_covers_what_xla_allocates(cell, residuals):
+    T, B, I, H = 1000, 32, 128, 256
+    problem = make_problem(cell, T=1, batch=(B,), I=I, H=H, dtype=jnp.float32)
+    xs = jax.ShapeDtypeStruct((T, B, I), jnp.float32)
+    chunk = memory.chunk_length(T, residuals, batch=B, input_size=I, hidden_size=H)
+    claimed = footprint(problem._replace(xs=xs), residuals, chunk).total / (T * B * H * 4)
+    found = training_step(cell, every_h, residuals=residuals, **SHAPE)
+    assert found <= claimed <= found + 2.5
+
+
+def test_a_budget_buys_the_fastest_policy_that_fits():
+    problem = make_problem(jaxrnn.LSTM, T=1000, batch=(4,), I=5, H=7, dtype=jnp.float32)
+
+    def chosen(budget):
+        return memory.choose(
+            problem.cell,
+            problem.params,
+            problem.xs,
+            problem.initial_state,
+            None,
+            masked=False,
+            residuals=None,
+            memory_budget=budget,
+        )
+
+    unit = 1000 * 4 * 7 * 4
+    plans = [chosen(round(units * unit)) for units in (8, 4, 1.7)]
+    assert [residuals for residuals, _ in plans] == list(RESIDUALS)
+    for (residuals, chunk), units in zip(plans, (8, 4, 1.7), strict=True):
+        assert footprint(problem, residuals, chunk).total <= units * unit
+
+
+@pytest.mark.parametrize("budget", [10**9, 500_000])
+def test_values_and_gradients_do_not_depend_on_the_budget(budget):
+    problem = make_problem(jaxrnn.LSTM, T=300, batch=(2,), I=3, H=5)
+
+    def loss(params, **options):
+        final, hs = problem._replace(params=params).outputs(**options)
+        return jnp.sum(hs**2) + jnp.sum(final.c)
+
+    expected = jax.value_and_grad(loss)(problem.params, residuals="gates")
+    found = jax.value_and_grad(loss)(problem.params, memory_budget=budget)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert jnp.allclose(a, b, rtol=1e-12)
+
+
+def test_without_a_budget_gates_are_kept_while_they_are_small():
+    def kept(T):
+        problem = make_problem(jaxrnn.LSTM, T=T, batch=(2,), I=3, H=5, dtype=jnp.float32)
+        _, pull = jax.vjp(lambda xs: problem._replace(xs=xs).outputs(), problem.xs)
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(pull)) / (T * 2 * 5 * 4)
+
+    assert kept(100) > 6
+    limit = memory._GATES_LIMIT // (6 * 2 * 5 * 4)
+    assert kept(limit + 1000) < 4
+
+
+def test_a_budget_too_small_says_what_would_do():
+    problem = make_problem(jaxrnn.LSTM, T=300, batch=(2,), I=3, H=5)
+    with pytest.raises(ValueError, match=r"`memory_budget` must be at least (\d+) bytes") as error:
+        problem.outputs(memory_budget=1000)
+    least = int(str(error.value).split("at least ")[1].split()[0])
+    problem.outputs(memory_budget=least)
+    with pytest.raises(ValueError, match="`memory_budget` must be at least"):
+        problem.outputs(memory_budget=least - 1)
+
+
+@pytest.mark.parametrize("unroll", [jaxrnn.unroll, jaxrnn.unroll_reference])
+def test_a_budget_beside_a_policy_or_of_another_kind_is_refused(unroll):
+    problem = make_problem(jaxrnn.LSTM, T=5, batch=(2,), I=3, H=5)
+    with pytest.raises(ValueError, match="`memory_budget` chooses `residuals`"):
+        problem.outputs(unroll, memory_budget=10**9, residuals="states")
+    with pytest.raises(TypeError, match="`memory_budget` must be an int of at least 1"):
+        problem.outputs(unroll, memory_budget=1e9)
+    with pytest.raises(ValueError, match="`memory_budget` must be an int of at least 1"):
+        problem.outputs(unroll, memory_budget=0)
+
+
+LONG = """
+import json, resource, sys
+import jax, jax.numpy as jnp, jaxrnn
+
+T, B, I, H = 100_000, 4, 16, 128
+params = jaxrnn.LSTM.init(jax.random.key(0), I, H)
+xs = jax.block_until_ready(jax.random.normal(jax.random.key(1), (T, B, I)))
+
+def loss(params, xs):
+    return jnp.mean(jaxrnn.unroll(jaxrnn.LSTM, params, xs, **json.loads(sys.argv[1]))[1] ** 2)
+
+step = jax.jit(jax.grad(loss, argnums=(0, 1)))
+step = step.lower(params, xs).compile()
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+dparams, dxs = jax.block_until_ready(step(params, xs))
+sums = [float(jnp.sum(jnp.abs(leaf))) for leaf in (*dparams, dxs)]
+print(json.dumps({"bytes": peak() - before, "sums": sums}))
+"""
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_steps_take_less_than_a_gigabyte():
+    def run(**options):
+        out = subprocess.run(
+            [sys.executable, "-c", LONG, json.dumps(options)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return json.loads(out.stdout)
+
+    lean, plain = run(memory_budget=10**9 // 2), run(residuals="states")
+    assert lean["bytes"] < 10**9
+    assert lean["sums"] == pytest.approx(plain["sums"], rel=1e-4)
