@@ -5,13 +5,17 @@ PYTHON ?= python3
 VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+# the peers are several hundred megabytes, and no test needs them
+BENCH := $(VENV)-bench
 
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo test test-all bench bench-quick lint format clean
 
 help:
 	@echo "make demo      train the spoken-vowel network; results in runs/spoken_vowels"
 	@echo "make test      run the tests"
 	@echo "make test-all  run the tests that are marked slow too"
+	@echo "make bench     measure the library beside its peers; results in runs/benchmarks"
+	@echo "make bench-quick  the same at one shape, in two minutes"
 	@echo "make lint      ruff (lint and format) and mypy"
 	@echo "make format    let ruff rewrite the files"
 	@echo "make clean     remove the environments and the results"
@@ -25,6 +29,12 @@ test: $(READY)
 test-all: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+bench: $(BENCH)/ready
+	$(BENCH)/bin/python -m experiments.benchmarks
+
+bench-quick: $(BENCH)/ready
+	$(BENCH)/bin/python -m experiments.benchmarks --quick
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,10 +47,13 @@ format: $(READY)
 clean:
 	rm -rf .venv .venv-* runs
 
+$(READY): EXTRAS := test
+$(BENCH)/ready: EXTRAS := bench,experiments
+
 # made last, so that an interrupted set-up is done again
-$(READY): pyproject.toml
+$(READY) $(BENCH)/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) must be Python 3.11 or newer; name another: PYTHON=python3.12 make ..."; exit 1; }
-	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@

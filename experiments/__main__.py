@@ -28,6 +28,9 @@ def listing() -> str:
             "experiments:",
             *lines,
             "",
+            "benchmarks, a command of their own:",
+            f"  python -m experiments.benchmarks  {summary('benchmarks/__main__')}",
+            "",
             "`python -m experiments NAME --help` shows an experiment's options.",
         ]
     )

@@ -1,0 +1,1 @@
+"""The library against its peers: `python -m experiments.benchmarks`."""

@@ -1,0 +1,34 @@
+"""The library itself."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jaxrnn
+from experiments.benchmarks.contenders.contract import Contender
+from experiments.benchmarks.contenders.network import Network, programs
+
+_CELLS = {
+    "elman": (jaxrnn.ELMAN, jaxrnn.ElmanParams, jaxrnn.ElmanState),
+    "lstm": (jaxrnn.LSTM, jaxrnn.LSTMParams, jaxrnn.LSTMState),
+    "gru": (jaxrnn.GRU, jaxrnn.GRUParams, jaxrnn.GRUState),
+}
+
+
+def network(unroll: Callable[..., Any], cell: str, I: int, H: int) -> Network:
+    """A cell of jaxrnn under one of its two ways of going through time."""
+    del I, H
+    functions, params_type, state_type = _CELLS[cell]
+    return Network(
+        params=lambda weights: params_type(**weights),
+        unroll=lambda params, xs: unroll(functions, params, xs)[1],
+        step=functions.step,
+        state=lambda **fields: state_type(**fields),
+        fields=lambda returned: returned[0]._asdict(),
+    )
+
+
+CONTENDER = Contender(
+    how="jaxrnn.unroll with its defaults; streaming: jax.jit(cell.step)",
+    programs=functools.partial(programs, functools.partial(network, jaxrnn.unroll)),
+)

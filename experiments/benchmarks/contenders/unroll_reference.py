@@ -1,0 +1,14 @@
+"""The plain recurrence, a `lax.scan` that JAX differentiates: what one would write by hand."""
+
+import functools
+
+import jaxrnn
+from experiments.benchmarks.contenders.contract import Contender
+from experiments.benchmarks.contenders.jaxrnn import network
+from experiments.benchmarks.contenders.network import programs
+
+CONTENDER = Contender(
+    how="a plain lax.scan of cell.step, differentiated by JAX",
+    programs=functools.partial(programs, functools.partial(network, jaxrnn.unroll_reference)),
+    not_compared={"stream": "the same call as jaxrnn's"},
+)

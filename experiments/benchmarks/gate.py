@@ -1,0 +1,34 @@
+"""No time without agreement: every contender's values and gradients against the reference."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+# of an array's largest entry. Right contenders in float32 are within 3e-6 at all default shapes; a
+# wrong gate order, bias or step is off by far more than this
+TOLERANCE = 2e-5
+
+
+def differences(
+    outputs: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+    """Per array by name, the largest difference, relative to the largest entry of the truth.
+
+    Infinite for an array that only one of them has, or of another shape.
+    """
+    found = {}
+    for name in sorted(outputs.keys() | truth.keys()):
+        ours, right = outputs.get(name), truth.get(name)
+        if ours is None or right is None or ours.shape != right.shape:
+            found[name] = float("inf")
+            continue
+        scale = np.max(np.abs(right)) or 1.0
+        found[name] = float(np.max(np.abs(ours.astype(np.float64) - right)) / scale)
+    return found
+
+
+def disagreement(found: Mapping[str, float]) -> str | None:
+    """Name the arrays that differ by more than the tolerance; None where all agree."""
+    # not `>`: a NaN must not pass
+    wrong = [f"{name} by {value:.0e}" for name, value in found.items() if not value <= TOLERANCE]
+    return ", ".join(wrong) or None

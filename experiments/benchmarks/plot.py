@@ -1,0 +1,99 @@
+"""The picture of a run: every contender's time beside ours."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from experiments import plots
+from experiments.benchmarks import summary
+from experiments.benchmarks.contenders import OURS, PEERS, PRODUCTS
+from experiments.gradient_report import CELL_NAMES
+
+_TITLES = {"forward": "forward", "training": "training step", "step": "streaming step"}
+# one for each, whoever is missing; the yardsticks below are grey
+_STYLES = dict(zip(PEERS, zip("ovs^DPX*", [f"C{n}" for n in range(8)], strict=True), strict=True))
+
+
+def picture(result: Mapping[str, Any]) -> bytes:
+    """A row for each operation, a column for each cell; times as multiples of ours."""
+    operations = [name for name in _TITLES if any(summary.cases_of(result, name))]
+    cells = list(dict.fromkeys(case["cell"] for case in result["cases"]))
+    figure = Figure(
+        figsize=(1.5 + 4.2 * len(cells), 1.5 + 3.6 * len(operations)), layout="constrained"
+    )
+    machine = result["machine"]
+    where = machine["device"] if machine["jax_platform"] == "gpu" else machine["processor"]
+    figure.suptitle(
+        f"Least time as a multiple of {OURS}'s, {machine['cores']} cores of {where}: "
+        f"above the line, slower than {OURS}"
+    )
+    grid = figure.subplots(len(operations), len(cells), squeeze=False, sharey="row")
+    handles: dict[str, Any] = {}
+    for operation, row in zip(operations, grid, strict=True):
+        for cell, axes in zip(cells, row, strict=True):
+            handles |= _panel(axes, result, operation, cell)
+            axes.set_title(f"{CELL_NAMES[cell]}, {_TITLES[operation]}")
+        row[0].set_ylabel(f"time / {OURS}'s")
+    ordered = [name for name in (*PEERS, *_YARDSTICKS) if name in handles]
+    figure.legend([handles[name] for name in ordered], ordered, loc="outside lower center", ncols=5)
+    return plots.png(figure)
+
+
+# yardsticks are lines: nobody has to run as fast as these
+_LOOP, _RATE = "products alone in the same loop", "products at the matrix rate"
+_YARDSTICKS = {_LOOP: "-", _RATE: ":"}
+
+
+def _panel(axes: Axes, result: Mapping[str, Any], operation: str, cell: str) -> dict[str, Any]:
+    """Draw one panel, and return what its legend needs."""
+    cases = list(summary.cases_of(result, operation, cell))
+    places = np.arange(len(cases))
+    ours = [summary.seconds(case, OURS, operation) for case in cases]
+    rate = summary.matrix_rate(result)
+    shown = [
+        name for name in PEERS if any(summary.seconds(case, name, operation) for case in cases)
+    ]
+    times = {
+        name: [summary.seconds(case, name, operation) for case in cases]
+        for name in (*shown, PRODUCTS)
+    }
+    times[_LOOP] = times.pop(PRODUCTS)
+    if operation != "step":
+        times[_RATE] = [case["product_flops"][operation] / rate for case in cases]
+    handles: dict[str, Any] = {}
+    axes.axhline(1, color="black", linewidth=1)
+    for place in places[::2]:
+        axes.axvspan(place - 0.5, place + 0.5, color="0.95", linewidth=0)
+    for name, values in times.items():
+        known = [
+            (place, other / own)
+            for place, other, own in zip(places, values, ours, strict=True)
+            if other and own
+        ]
+        if not known:
+            continue
+        at, ratios = np.transpose(np.array(known))
+        if name in _YARDSTICKS:
+            handles[name] = axes.hlines(
+                ratios, at - 0.45, at + 0.45, color="0.4", linestyle=_YARDSTICKS[name]
+            )
+        else:
+            n, (marker, color) = shown.index(name), _STYLES[name]
+            # beside one another, so that equal times do not hide each other
+            shift = 0.8 * ((n + 0.5) / len(shown) - 0.5)
+            (handles[name],) = axes.plot(
+                at + shift, ratios, marker, color=color, markersize=6, markeredgewidth=0
+            )
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_xticks(places, [summary.label(case) for case in cases], rotation=30, ha="right")
+    axes.set_xlim(-0.5, len(cases) - 0.5)
+    axes.set_xlabel("I,H" if operation == "step" else "T,B,I,H")
+    return handles
