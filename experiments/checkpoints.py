@@ -31,6 +31,11 @@ def open_checkpoints(folder: Path) -> ocp.CheckpointManager:
         # the state is small; a save that has returned is on disk, and the next step may reuse
         # (donate) the buffers that were saved
         enable_async_checkpointing=False,
+        # of several processes the first one saves, and must not wait for the others
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+        ),
+        create=False,
     )
     try:
         # orbax would notice a file of that name only later, with a traceback

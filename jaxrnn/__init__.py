@@ -3,14 +3,14 @@
 A *cell* (`ELMAN`, `LSTM`, `GRU`) is a record of pure functions: ``init``, ``initial_state``,
 ``step``. `unroll` scans a cell over time and carries the handwritten gradient; `unroll_reference`
 gives the same values with JAX's own. `affine`, `softmax_cross_entropy` and `squared_error` make a
-loss of hidden states; `make_train_step` trains on it with any optax optimizer;
-`jaxrnn.diagnostics` shows the gradient at every time step, and `jaxrnn.testing` checks the adjoint
-of a cell of your own. `jaxrnn.textbook` has three documents on the subject, equation by equation in
-their own notation, and `jaxrnn.convert` translates their parameters. Sequences are time-major:
-``xs [T, ..., I]``, ``hs [T, ..., H]``.
+loss of hidden states; `make_train_step` trains on it with any optax optimizer, and
+`jaxrnn.parallel` does so on several devices; `jaxrnn.diagnostics` shows the gradient at every time
+step, and `jaxrnn.testing` checks the adjoint of a cell of your own. `jaxrnn.textbook` has three
+documents on the subject, equation by equation in their own notation, and `jaxrnn.convert`
+translates their parameters. Sequences are time-major: ``xs [T, ..., I]``, ``hs [T, ..., H]``.
 """
 
-from jaxrnn import convert, diagnostics, initializers, testing, textbook
+from jaxrnn import convert, diagnostics, initializers, parallel, testing, textbook
 from jaxrnn.cells import (
     ELMAN,
     GRU,
@@ -57,6 +57,7 @@ __all__ = [
     "initializers",
     "last_valid",
     "make_train_step",
+    "parallel",
     "softmax_cross_entropy",
     "squared_error",
     "testing",

@@ -49,6 +49,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxrnn.cells.contract import Cell, Consts, Params, State
 from jaxrnn.masks import select, zero_unless, zero_where
 from jaxrnn.products import accumulation_dtype
+from jaxrnn.sharding import over_rows
 from jaxrnn.validation import describe
 
 __all__ = [
@@ -158,7 +159,16 @@ def unroll(
     cell: Cell, plan: Plan, params: Params, initial_state: State, consts: Consts, steps: Steps
 ) -> Outputs:
     """Scan a cell over time; differentiated by the handwritten rule below."""
-    return _unroll(cell, plan, params, initial_state, consts, steps)
+    run = over_rows(
+        functools.partial(_unroll, cell, plan),
+        steps.xs,
+        initial_state.h,
+        in_axes=(None, 0, None, 1),
+        out_axes=Outputs._make((0, 1, 1)),
+        # which axes of the consts are rows, the cell alone knows
+        apart=not jax.tree.leaves(consts),
+    )
+    return run(params, initial_state, consts, steps)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -502,7 +512,8 @@ def _zero_sums(tree: Any) -> Any:
     def zeros(leaf: jax.Array) -> jax.Array | None:
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             return None
-        return jnp.zeros(leaf.shape, accumulation_dtype(leaf.dtype))
+        # like the leaf: inside a shard_map, zeros have a type that tells where they differ
+        return jnp.zeros_like(leaf, accumulation_dtype(leaf.dtype))
 
     return jax.tree.map(zeros, tree)
 

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxrnn.sharding import product_sharding
+
 __all__ = [
     "accumulation_dtype",
     "add_bias",
@@ -49,6 +51,7 @@ def weight_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
         dy,
         ((leading, leading), ((), ())),
         preferred_element_type=accumulation_dtype(x.dtype),
+        out_sharding=product_sharding(x, dy),
     )
 
 

@@ -29,11 +29,13 @@ def concrete(value: Any) -> np.ndarray | None:
     """The values of an array, or None where they are unknown while Python runs.
 
     Under `jax.jit` and the like an argument is traced, a constant is not, and what JAX makes of
-    the constant there is: so ask the value as it came.
+    the constant there is: so ask the value as it came. Nor are those known that other processes
+    hold a part of.
     """
     # the value may be a list, and one traced entry of it is enough
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
-        return None
+    for leaf in jax.tree.leaves(value):
+        if isinstance(leaf, jax.core.Tracer) or not getattr(leaf, "is_fully_addressable", True):
+            return None
     return np.asarray(value)
 
 

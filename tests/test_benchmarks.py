@@ -207,6 +207,7 @@ def test_products_in_the_loop_are_the_necessary_ones_and_all_of_them(cell, opera
     assert flops == cases.product_flops(case, operation)
 
 
+@pytest.mark.slow
 def test_adjoint_of_the_products_is_right():
     jaxrnn.testing.check_cell(products.cell(4))
 

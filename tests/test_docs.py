@@ -17,6 +17,7 @@ MODULES = [
     "sequence",
     "readout",
     "training",
+    "parallel",
     "diagnostics.recording",
     "diagnostics.contributions",
     "diagnostics.flow",

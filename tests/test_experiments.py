@@ -4,8 +4,10 @@ import json
 import math
 import os
 import shutil
+import socket
 import subprocess
 import sys
+from concurrent import futures
 from pathlib import Path
 
 import jax
@@ -15,7 +17,7 @@ import optax
 import pytest
 
 import jaxrnn
-from experiments import baselines, checkpoints, cross_check, plots, records, spoken_vowels
+from experiments import baselines, checkpoints, cross_check, devices, plots, records, spoken_vowels
 from experiments.__main__ import EXPERIMENTS, main
 from experiments.data import japanese_vowels
 from experiments.data.japanese_vowels import Utterances
@@ -175,6 +177,10 @@ def test_help_explains_every_option(command_line):
         ("seed", -1),
         ("eval_every", 0),
         ("save_every", 0),
+        ("devices", 0),
+        ("num_processes", 0),
+        ("process_id", 1),
+        ("coordinator", "127.0.0.1:1234"),
         ("out", Path("")),
     ],
 )
@@ -196,6 +202,24 @@ def test_bad_option_is_refused_by_name_with_what_was_expected(field, value):
 def test_bad_option_exits_with_2_and_no_traceback(command_line, arguments, parts):
     code, _, errors = command_line("spoken_vowels", *arguments)
     assert_bad_input(code, errors, *parts)
+
+
+def test_batch_that_devices_cannot_share_equally_is_refused():
+    expected = "--batch-size must be a multiple of 6, the devices of all processes; got 64"
+    with pytest.raises(InputError, match=expected):
+        Config(devices=3, num_processes=2, coordinator="127.0.0.1:1234")
+
+
+@pytest.mark.parametrize("coordinator", [None, "127.0.0.1", ":1234"])
+def test_several_processes_need_an_address_to_meet_at(coordinator):
+    with pytest.raises(InputError, match=f"--coordinator must be .*HOST:PORT.*; got {coordinator}"):
+        Config(num_processes=2, coordinator=coordinator)
+
+
+def test_more_devices_than_there_are_is_refused():
+    there = jax.local_device_count()
+    with pytest.raises(InputError, match=f"--devices must be at most {there}.*; got {there + 1}"):
+        devices.start(devices.Placement(there + 1, None, 1, 0))
 
 
 def test_unwritable_out_is_refused(command_line, tmp_path):
@@ -319,6 +343,44 @@ def test_run_killed_at_many_moments_ends_like_one_never_killed(run_experiment, s
     assert "continuing after step 6" in done.stdout
     assert result_of(tmp_path)["params_sha256"] == result_of(smoke[0])["params_sha256"]
     assert rows_of(tmp_path) == rows_of(smoke[0])
+
+
+def run_two_processes(run_experiment, out):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    together = ("--devices", "2", "--num-processes", "2", "--coordinator", address)
+
+    def run(process):
+        # in a folder of its own, where the second one must leave nothing
+        where = out if process == 0 else out.parent / "second"
+        return run_experiment(
+            "spoken_vowels", *SMOKE, *together, "--process-id", process, "--out", where
+        )
+
+    with futures.ThreadPoolExecutor() as pool:
+        for done in pool.map(run, range(2)):
+            assert done.returncode == 0, done.stderr
+    assert not (out.parent / "second").exists()
+
+
+def assert_same_losses(out, expected):
+    losses = [[row["loss"] for row in rows_of(folder)] for folder in (out, expected)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_two_processes_have_the_loss_curve_of_one(run_experiment, smoke, tmp_path):
+    run_two_processes(run_experiment, tmp_path / "out")
+    assert_same_losses(tmp_path / "out", smoke[0])
+
+
+@pytest.mark.slow
+def test_two_processes_continue_what_one_began(run_experiment, smoke, tmp_path):
+    """From the first one's checkpoint, which the second one cannot read."""
+    out = shutil.copytree(smoke[0], tmp_path / "out")
+    shutil.rmtree(out / "checkpoints" / "6")
+    run_two_processes(run_experiment, out)
+    assert_same_losses(out, smoke[0])
 
 
 def test_run_into_the_folder_of_another_is_refused(run_experiment, smoke, tmp_path):

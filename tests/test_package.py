@@ -12,7 +12,7 @@ import jax
 import pytest
 
 import jaxrnn
-from jaxrnn import convert, diagnostics, initializers, testing, textbook
+from jaxrnn import convert, diagnostics, initializers, parallel, testing, textbook
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,6 +26,7 @@ LADDER = [
     "jaxrnn.textbook.derivation",
     "jaxrnn.textbook.unfolded",
     "jaxrnn.textbook",
+    "jaxrnn.sharding",
     "jaxrnn.products",
     "jaxrnn.masks",
     "jaxrnn.validation",
@@ -44,6 +45,7 @@ LADDER = [
     "jaxrnn.convert.textbook",
     "jaxrnn.convert",
     "jaxrnn.training",
+    "jaxrnn.parallel",
     "jaxrnn.diagnostics.recording",
     "jaxrnn.diagnostics.contributions",
     "jaxrnn.diagnostics.flow",
@@ -120,6 +122,7 @@ def test_public_names_are_these():
         "initializers",
         "last_valid",
         "make_train_step",
+        "parallel",
         "softmax_cross_entropy",
         "squared_error",
         "testing",
@@ -133,7 +136,7 @@ def test_public_names_are_these():
 
 @pytest.mark.parametrize(
     "module",
-    [jaxrnn, initializers, diagnostics, testing, textbook, convert.textbook],
+    [jaxrnn, initializers, diagnostics, parallel, testing, textbook, convert.textbook],
     ids=lambda module: module.__name__,
 )
 def test_every_public_symbol_is_documented(module):

@@ -1,0 +1,93 @@
+"""Reading the programs that XLA compiles: what they exchange between devices, and where."""
+
+import collections
+import math
+import re
+from typing import NamedTuple
+
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "all-to-all",
+    "collective-broadcast",
+    "collective-permute",
+    "ragged-all-to-all",
+    "reduce-scatter",
+)
+INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?(?P<name>[\w.-]+) = (?P<shape>.+?) (?P<op>[\w-]+)\(")
+# the programs of these work on single elements
+ELEMENTWISE = ("all-reduce", "map", "reduce", "reduce-scatter", "reduce-window", "scatter", "sort")
+
+
+class Instruction(NamedTuple):
+    """An instruction as it runs: within ``depth`` loops, ``times`` in all.
+
+    ``operand`` is the shape of its first operand, where the program states it.
+    """
+
+    depth: int
+    times: int
+    op: str
+    line: str
+    operand: str
+
+
+def computations(text):
+    """The lines of each computation by name; the entry's are also those of None."""
+    found, lines = {}, []
+    for line in text.splitlines():
+        head = re.match(r"(ENTRY )?%?([\w.-]+) \(.*\) -> .* {", line)
+        if head:
+            lines = found[head[2]] = []
+            if head[1]:
+                found[None] = lines
+        else:
+            lines.append(line)
+    return found
+
+
+def instructions(compiled):
+    """Every instruction of a compiled program, those of loop bodies and fusions included."""
+    found = computations(compiled.as_text())
+
+    def visit(name, depth, times):
+        shapes = {}
+        for line in found[name]:
+            match = INSTRUCTION.match(line)
+            if not match:
+                continue
+            shapes[match["name"]] = match["shape"]
+            first = re.match(r"(?:\w+\[\S* )?%?([\w.-]+)", line[match.end() :])
+            operand = shapes.get(first[1], "") if first else ""
+            yield Instruction(depth, times, match["op"], line, operand)
+            if match["op"] == "while":
+                (trips,) = re.findall(r'known_trip_count\W+n\W+"?(\d+)', line)
+                (body,) = re.findall(r"body=%?([\w.-]+)", line)
+                yield from visit(body, depth + 1, times * int(trips))
+            elif match["op"] not in ELEMENTWISE:
+                for called in re.findall(r"(?:calls|to_apply)=%?([\w.-]+)", line):
+                    yield from visit(called, depth, times)
+
+    return list(visit(None, 0, 1))
+
+
+def collectives(compiled):
+    """How many collectives of each kind stand within how many loops: ``{(depth, op): count}``."""
+    ops = [(i.depth, i.op.removesuffix("-start")) for i in instructions(compiled)]
+    return dict(collections.Counter(at for at in ops if at[1] in COLLECTIVES))
+
+
+def product_flops(compiled):
+    """Multiplications in matrix products on one device, over all trips of all loops."""
+
+    def sizes(shape):
+        return [int(size) for size in re.search(r"\[([\d,]*)\]", shape)[1].split(",") if size]
+
+    total = 0
+    for instruction in instructions(compiled):
+        if instruction.op == "dot":
+            result = INSTRUCTION.match(instruction.line)["shape"]
+            (axes,) = re.findall(r"lhs_contracting_dims={([\d,]*)}", instruction.line)
+            contracted = [sizes(instruction.operand)[int(axis)] for axis in axes.split(",") if axis]
+            total += instruction.times * math.prod(sizes(result)) * math.prod(contracted)
+    return total
