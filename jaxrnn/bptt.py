@@ -26,6 +26,10 @@ pass is the caller's choice (`Plan.residuals`):
 - ``"states"``  the states of every step; the gates are computed again in bulk, by one product;
 - ``"carries"`` the state that enters each chunk; a chunk's states are computed again in sequence.
 
+A cotangent that is zero throughout stays symbolic: a loss that reads the final state alone has no
+zeros ``[T, ..., H]``. Where chunks do not divide T, each reads from the whole sequences and writes
+into the whole outputs, for to cut and join them would copy them.
+
 Masks. ``valid [T, ...]`` false: the step does not happen; the state is held, the input is replaced
 by zeros before anything reads it, and the step's deltas are zero. ``cut [T, ...]`` true: the state
 is replaced by zeros before the step reads it, so no gradient leaves the step towards the past.

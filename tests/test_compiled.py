@@ -1,0 +1,80 @@
+"""What the compiled loops over time hold: why they are fast, so that a change cannot lose it."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hlo import INSTRUCTION, computations, instructions
+
+import jaxrnn
+
+T, B, I, H = 256, 8, 16, 32
+GATES = {"ELMAN": 1, "LSTM": 4, "GRU": 3}
+# of one step, forwards and backwards, each a call of its own at run time: the product, the
+# elementwise parts, what is stacked over time, the loop's counter
+KERNELS = {"ELMAN": (5, 5), "LSTM": (9, 9), "GRU": (12, 9)}
+FREE = ("parameter", "get-tuple-element", "tuple", "constant", "bitcast")
+
+
+def training_step(cell, unroll=jaxrnn.unroll, **options):
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), I, H, dtype=jnp.float32))
+    xs, cotangent = (jax.ShapeDtypeStruct((T, B, n), jnp.float32) for n in (I, H))
+
+    def step(params, xs, cotangent):
+        _, pull = jax.vjp(lambda *args: unroll(cell, *args, **options)[1], params, xs)
+        return pull(cotangent)
+
+    return jax.jit(step).lower(params, xs, cotangent).compile()
+
+
+def kernels_per_step(compiled):
+    """How many kernels the body of each loop over single steps calls, in the program's order."""
+    found, counts = computations(compiled.as_text()), []
+
+    def visit(name):
+        for line in found[name]:
+            for body in re.findall(r" while\(.*body=%?([\w.-]+)", line):
+                if not visit(body):
+                    ops = [m["op"] for m in map(INSTRUCTION.match, found[body]) if m]
+                    counts.append(sum(op not in FREE for op in ops))
+        return any(" while(" in line for line in found[name])
+
+    visit(None)
+    return counts
+
+
+def shape_of(instruction):
+    return INSTRUCTION.match(instruction.line)["shape"].split("{")[0]
+
+
+def test_a_weight_is_transposed_outside_of_all_loops(cell):
+    transposed = f"f32[{GATES[cell.name] * H},{H}]"
+    copies = [
+        i.depth
+        for i in instructions(training_step(cell))
+        if i.op in ("copy", "transpose") and shape_of(i) == transposed
+    ]
+    assert set(copies) == {0}
+
+
+def test_no_step_adds_to_the_gradient_of_a_weight(cell):
+    """As the loop over steps does that autodiff makes of the reference."""
+    weight = f"f32[{H},{GATES[cell.name] * H}]"
+
+    def added_per_step(unroll):
+        program = instructions(training_step(cell, unroll))
+        return [i for i in program if i.op == "add" and i.times >= T and shape_of(i) == weight]
+
+    assert added_per_step(jaxrnn.unroll_reference)
+    assert not added_per_step(jaxrnn.unroll)
+
+
+@pytest.mark.parametrize("residuals", ["gates", "states"])
+def test_a_step_is_a_few_kernels(cell, residuals):
+    forward, backward = kernels_per_step(training_step(cell, residuals=residuals))
+    assert forward <= KERNELS[cell.name][0]
+    assert backward <= KERNELS[cell.name][1]
+    assert max(kernels_per_step(training_step(cell, jaxrnn.unroll_reference))) > max(
+        forward, backward
+    )
