@@ -19,7 +19,9 @@ kept: there they are a field of the states. What a chunk needs while it is worke
 the next: `workspace` times K.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -62,7 +64,7 @@ def footprint(
     is fused and each array of it has a buffer: XLA needs less.
     """
     T = xs.shape[0]
-    state, gates = map(_bytes, _made(cell, params, xs, initial_state, consts))
+    state, gates = _step_bytes(_made, cell, params, xs, initial_state, consts)
     entering = state * math.ceil(T / max(chunk, 1))
     kept = {
         "gates": (state + gates) * T + entering,
@@ -70,7 +72,7 @@ def footprint(
         "carries": entering,
     }[residuals]
     weights = 2 * sum(leaf.size * max(leaf.dtype.itemsize, 4) for leaf in jax.tree.leaves(params))
-    worked_on = _bytes(_worked_on(cell, params, xs, initial_state, consts))
+    worked_on = sum(_step_bytes(_worked_on, cell, params, xs, initial_state, consts))
     return Footprint(
         kept=kept,
         workspace=worked_on * min(chunk, T) + weights,
@@ -102,7 +104,7 @@ def choose(
 
     if memory_budget is None:
         if residuals is None:
-            kept = T * _bytes(_made(cell, params, xs, initial_state, consts))
+            kept = T * sum(_step_bytes(_made, cell, params, xs, initial_state, consts))
             residuals = "gates" if kept <= _GATES_LIMIT else "states"
         return residuals, default_chunk(residuals)
     plans = [
@@ -124,37 +126,44 @@ def _halves(chunk: int) -> list[int]:
     return [chunk >> k for k in range(chunk.bit_length()) if chunk >> k] or [chunk]
 
 
-def _made(cell: Cell, params: Params, xs: jax.Array, state: State, consts: Consts) -> Any:
-    """Shapes of what one step makes, state and gates."""
-
-    def made(params: Params, x: jax.Array, before: State, consts: Consts) -> Any:
-        inputs = cell.project(params, x, consts)
-        after, gates = parts(cell, "advance", 2, cell.advance(params, before, inputs, consts))
-        require_like(cell, "advance", "state", after, before)
-        return after, gates
-
-    return jax.eval_shape(made, params, _one(xs), state, consts)
+def _step_bytes(
+    piece: Callable[..., Any], cell: Cell, params: Params, xs: jax.Array, state: State, consts: Any
+) -> tuple[int, ...]:
+    """The bytes of each value that `_made` or `_worked_on` returns for one step of these arrays."""
+    x = jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype)
+    leaves, structure = jax.tree.flatten((params, x, state, consts))
+    like = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+    return _step_bytes_like(piece, cell, structure, like)
 
 
-def _worked_on(cell: Cell, params: Params, xs: jax.Array, state: State, consts: Consts) -> Any:
-    """Shapes of what the backward pass has of one step while it is at work on its chunk."""
-
-    def worked_on(params: Params, x: jax.Array, before: State, consts: Consts) -> Any:
-        inputs = cell.project(params, x, consts)
-        after, gates = cell.advance(params, before, inputs, consts)
-        lifted = jax.tree.map(lambda a: a[None], (before, after, gates))
-        factors = cell.linearize(params, lifted[0], lifted[1], lifted[2], consts)
-        factors = jax.tree.map(lambda a: a[0], factors)
-        arranged = factors if cell.arrange is None else cell.arrange(factors)
-        _, deltas = parts(cell, "pull", 2, cell.pull(params, after, arranged, consts))
-        # inputs of products in both layouts, deltas before and after they are stacked
-        return x, x, inputs, before, before, after, gates, factors, arranged, deltas, deltas
-
-    return jax.eval_shape(worked_on, params, _one(xs), state, consts)
+# the same shapes come at every call: nothing is traced again
+@functools.lru_cache(maxsize=256)
+def _step_bytes_like(
+    piece: Callable[..., Any], cell: Cell, structure: Any, like: tuple[jax.ShapeDtypeStruct, ...]
+) -> tuple[int, ...]:
+    args = jax.tree.unflatten(structure, like)
+    return tuple(map(_bytes, jax.eval_shape(functools.partial(piece, cell), *args)))
 
 
-def _one(xs: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype)
+def _made(cell: Cell, params: Params, x: jax.Array, before: State, consts: Consts) -> Any:
+    """What one step makes: state and gates."""
+    inputs = cell.project(params, x, consts)
+    after, gates = parts(cell, "advance", 2, cell.advance(params, before, inputs, consts))
+    require_like(cell, "advance", "state", after, before)
+    return after, gates
+
+
+def _worked_on(cell: Cell, params: Params, x: jax.Array, before: State, consts: Consts) -> Any:
+    """What the backward pass has of one step while it is at work on its chunk."""
+    inputs = cell.project(params, x, consts)
+    after, gates = cell.advance(params, before, inputs, consts)
+    lifted = jax.tree.map(lambda a: a[None], (before, after, gates))
+    factors = cell.linearize(params, lifted[0], lifted[1], lifted[2], consts)
+    factors = jax.tree.map(lambda a: a[0], factors)
+    arranged = factors if cell.arrange is None else cell.arrange(factors)
+    _, deltas = parts(cell, "pull", 2, cell.pull(params, after, arranged, consts))
+    # inputs of products in both layouts, deltas before and after they are stacked
+    return x, x, inputs, before, before, after, gates, factors, arranged, deltas, deltas
 
 
 def _bytes(tree: Any) -> int:
