@@ -20,7 +20,10 @@ def block(a: jax.Array, k: int, blocks: int) -> jax.Array:
 
 
 def in_one_piece(a: jax.Array) -> jax.Array:
-    """``a``, computed whole: XLA must not recompute parts of it where they are read."""
+    """``a``, behind a barrier: XLA must not rewrite it block by block.
+
+    Whether it is stored or fused into its reader is still XLA's choice.
+    """
     return lax.optimization_barrier(a)
 
 
