@@ -52,7 +52,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxrnn.cells.contract import Cell, Consts, Params, State
 from jaxrnn.masks import select, zero_unless, zero_where
-from jaxrnn.products import accumulation_dtype
+from jaxrnn.products import accumulation_dtype, few_rows
 from jaxrnn.sharding import over_rows
 from jaxrnn.validation import describe
 
@@ -309,11 +309,14 @@ def _advance_chunk(
     def step(carry: State, at: Any) -> tuple[State, Any]:
         inputs, valid, cut = at
         before = zero_where(cut, carry)
-        state, gates = parts(cell, "advance", 2, cell.advance(params, before, inputs, consts))
+        returned = cell.advance(weights(), before, inputs, consts)
+        state, gates = parts(cell, "advance", 2, returned)
         require_like(cell, "advance", "state", state, carry)
         state = select(valid, state, carry)
         return state, (state, gates)
 
+    few = functools.partial(few_rows, math.prod(entering.h.shape[:-1]))
+    weights = _stored(params, exchanged=few)
     inputs = cell.project(params, zero_unless(chunk.valid, chunk.xs), consts)
     leaving, (states, gates) = lax.scan(
         step, entering, (inputs, chunk.valid, chunk.cut), reverse=plan.reverse
@@ -407,16 +410,16 @@ def _pull_chunk(
         if dstate is not None:
             dcarry = jax.tree.map(jnp.add, dcarry, dstate)
         dafter = dcarry if dh is None else dcarry._replace(h=dcarry.h + dh)
-        weights = jax.tree.map(_swap, transposed)
-        dbefore, deltas = parts(cell, "pull", 2, cell.pull(weights, dafter, factors, consts))
+        dbefore, deltas = parts(cell, "pull", 2, cell.pull(weights(), dafter, factors, consts))
         require_like(cell, "pull", "dstate_before", dbefore, dafter)
         # a held state passes its gradient on as it is
         dbefore = select(valid, zero_where(stop, zero_where(cut, dbefore)), dafter)
         recorded = zero_unless(valid, dafter) if record else None
         return dbefore, (zero_unless(valid, deltas), recorded)
 
-    # `pull` multiplies by transposed weights: stored that way round once, not at every step
-    transposed = lax.optimization_barrier(jax.tree.map(_swap, params))
+    # `pull` multiplies by the transposed weights
+    few = functools.partial(few_rows, math.prod(dleaving.h.shape[:-1]))
+    weights = _stored(params, exchanged=lambda w: not few(w))
     if dhs is not None:
         dhs = zero_unless(chunk.valid, dhs)
     if cell.arrange is not None:
@@ -425,8 +428,20 @@ def _pull_chunk(
     return lax.scan(step, dleaving, at, reverse=not plan.reverse)
 
 
+def _stored(params: Params, *, exchanged: Callable[[jax.Array], bool]) -> Callable[[], Params]:
+    """The params for a loop's body, some with their last two axes exchanged in memory.
+
+    So they are written once, before the loop, and not at every step that reads them that way.
+    """
+    copies = lax.optimization_barrier(
+        jax.tree.map(lambda w: _swap(w) if exchanged(w) else w, params)
+    )
+    return lambda: jax.tree.map(
+        lambda w, copy: _swap(copy) if exchanged(w) else copy, params, copies
+    )
+
+
 def _swap(w: jax.Array) -> jax.Array:
-    """A weight with its last two axes exchanged."""
     return w if w.ndim < 2 else jnp.swapaxes(w, -1, -2)
 
 

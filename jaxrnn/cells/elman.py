@@ -20,7 +20,14 @@ import jax.numpy as jnp
 
 from jaxrnn.cells.contract import Cell
 from jaxrnn.initializers import Initializer, glorot_uniform, orthogonal, zeros
-from jaxrnn.products import affine, bias_gradient, input_gradient, weight_gradient
+from jaxrnn.products import (
+    Product,
+    affine,
+    bias_gradient,
+    input_gradient,
+    step_product,
+    weight_gradient,
+)
 from jaxrnn.validation import batch_shape_of, floating_dtype, size, step_arguments
 
 __all__ = ["ELMAN", "ElmanParams", "ElmanState"]
@@ -79,12 +86,16 @@ def project(params: ElmanParams, xs: jax.Array, consts: None) -> jax.Array:
 
 
 def advance(
-    params: ElmanParams, state: ElmanState, inputs: jax.Array, consts: None
+    params: ElmanParams,
+    state: ElmanState,
+    inputs: jax.Array,
+    consts: None,
+    product: Product = step_product,
 ) -> tuple[ElmanState, tuple[()]]:
     """Textbook: rnn-1, net-1."""
     del consts
     # the slope of tanh follows from its value: the adjoint needs no gates beside the state
-    return ElmanState(h=jnp.tanh(inputs + state.h @ params.w_hh)), ()
+    return ElmanState(h=jnp.tanh(inputs + product(state.h, params.w_hh))), ()
 
 
 def step(
@@ -92,7 +103,8 @@ def step(
 ) -> tuple[ElmanState, jax.Array]:
     """One step: ``x [..., I]``, state ``[..., H]`` -> (state, h)."""
     state, x = step_arguments(params, state, x, params_type=ElmanParams, state_type=ElmanState)
-    state, _ = advance(params, state, project(params, x, consts), consts)
+    # `step_product` would transpose a large weight, for this one step
+    state, _ = advance(params, state, project(params, x, consts), consts, jnp.matmul)
     return state, state.h
 
 

@@ -32,7 +32,15 @@ import jax.numpy as jnp
 from jaxrnn.activations import in_one_piece
 from jaxrnn.cells.contract import Cell
 from jaxrnn.initializers import Initializer, glorot_uniform, orthogonal, per_gate, zeros
-from jaxrnn.products import add_bias, affine, bias_gradient, input_gradient, weight_gradient
+from jaxrnn.products import (
+    Product,
+    add_bias,
+    affine,
+    bias_gradient,
+    input_gradient,
+    step_product,
+    weight_gradient,
+)
 from jaxrnn.validation import batch_shape_of, floating_dtype, size, step_arguments
 
 __all__ = ["GRU", "GRUParams", "GRUState"]
@@ -116,10 +124,14 @@ def project(params: GRUParams, xs: jax.Array, consts: None) -> GRUInputs:
 
 
 def advance(
-    params: GRUParams, state: GRUState, inputs: GRUInputs, consts: None
+    params: GRUParams,
+    state: GRUState,
+    inputs: GRUInputs,
+    consts: None,
+    product: Product = step_product,
 ) -> tuple[GRUState, GRUGates]:
     del consts
-    u_r, u_z, u_n = jnp.split(state.h @ params.w_hh, 3, axis=-1)
+    u_r, u_z, u_n = jnp.split(product(state.h, params.w_hh), 3, axis=-1)
     r = jax.nn.sigmoid(inputs.r + u_r)
     z = jax.nn.sigmoid(inputs.z + u_z)
     q = add_bias(u_n, params.b_hn)
@@ -132,7 +144,8 @@ def step(
 ) -> tuple[GRUState, jax.Array]:
     """One step: ``x [..., I]``, state ``[..., H]`` -> (state, h)."""
     state, x = step_arguments(params, state, x, params_type=GRUParams, state_type=GRUState)
-    state, _ = advance(params, state, project(params, x, consts), consts)
+    # `step_product` would transpose a large weight, for this one step
+    state, _ = advance(params, state, project(params, x, consts), consts, jnp.matmul)
     return state, state.h
 
 

@@ -29,7 +29,14 @@ import jax.numpy as jnp
 from jaxrnn.activations import block, in_one_piece, sigmoid_or_tanh
 from jaxrnn.cells.contract import Cell
 from jaxrnn.initializers import Initializer, glorot_uniform, orthogonal, per_gate, zeros
-from jaxrnn.products import affine, bias_gradient, input_gradient, weight_gradient
+from jaxrnn.products import (
+    Product,
+    affine,
+    bias_gradient,
+    input_gradient,
+    step_product,
+    weight_gradient,
+)
 from jaxrnn.validation import batch_shape_of, floating_dtype, size, step_arguments
 
 __all__ = ["LSTM", "LSTMParams", "LSTMState"]
@@ -123,14 +130,18 @@ def project(params: LSTMParams, xs: jax.Array, consts: None) -> jax.Array:
 
 
 def advance(
-    params: LSTMParams, state: LSTMState, inputs: jax.Array, consts: None
+    params: LSTMParams,
+    state: LSTMState,
+    inputs: jax.Array,
+    consts: None,
+    product: Product = step_product,
 ) -> tuple[LSTMState, LSTMGates]:
     """Textbook: lstm-1, lstm-2, lstm-3, lstm-4, lstm-5, lstm-6.
 
     In other names step-1, step-2, step-3, step-4, step-5, step-6, step-7.
     """
     del consts
-    a = inputs + state.h @ params.w_hh
+    a = inputs + product(state.h, params.w_hh)
     gates = LSTMGates(sigmoid_or_tanh(a, "sigmoid sigmoid tanh sigmoid"))
     c = gates.f * state.c + gates.i * gates.g
     return LSTMState(h=gates.o * jnp.tanh(c), c=c), gates
@@ -141,7 +152,8 @@ def step(
 ) -> tuple[LSTMState, jax.Array]:
     """One step: ``x [..., I]``, state ``[..., H]`` -> (state, h)."""
     state, x = step_arguments(params, state, x, params_type=LSTMParams, state_type=LSTMState)
-    state, _ = advance(params, state, project(params, x, consts), consts)
+    # `step_product` would transpose a large weight, for this one step
+    state, _ = advance(params, state, project(params, x, consts), consts, jnp.matmul)
     return state, state.h
 
 
