@@ -33,6 +33,10 @@ __all__ = ["Footprint", "choose", "footprint"]
 
 # up to this much, all gates are kept: what is computed again costs more time than its memory
 _GATES_LIMIT = 64 * 2**20
+# up to this much of hs, all steps are one chunk: what a chunk reuses is in cache anyway, and a loop
+# over chunks costs time, when compiled and when run. Steps of fewer entries gain nothing
+_WHOLE_LIMIT = 2**20
+_WHOLE_ENTRIES = 2**8
 
 
 class Footprint(NamedTuple):
@@ -106,6 +110,9 @@ def choose(
         if residuals is None:
             kept = T * sum(_step_bytes(_made, cell, params, xs, initial_state, consts))
             residuals = "gates" if kept <= _GATES_LIMIT else "states"
+            h = initial_state.h
+            if h.size >= _WHOLE_ENTRIES and T * _bytes(h) <= _WHOLE_LIMIT:
+                return residuals, max(T, 1)
         return residuals, default_chunk(residuals)
     plans = [
         (residuals, chunk) for residuals in RESIDUALS for chunk in _halves(default_chunk(residuals))

@@ -17,7 +17,7 @@ KERNELS = {"ELMAN": (5, 5), "LSTM": (9, 9), "GRU": (12, 9)}
 FREE = ("parameter", "get-tuple-element", "tuple", "constant", "bitcast")
 
 
-def training_step(cell, unroll=jaxrnn.unroll, **options):
+def training_step(cell, unroll=jaxrnn.unroll, *, T=T, H=H, **options):
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), I, H, dtype=jnp.float32))
     xs, cotangent = (jax.ShapeDtypeStruct((T, B, n), jnp.float32) for n in (I, H))
 
@@ -52,10 +52,37 @@ def test_a_weight_is_transposed_outside_of_all_loops(cell):
     transposed = f"f32[{GATES[cell.name] * H},{H}]"
     copies = [
         i.depth
-        for i in instructions(training_step(cell))
+        for i in instructions(training_step(cell, residuals="gates"))
         if i.op in ("copy", "transpose") and shape_of(i) == transposed
     ]
     assert set(copies) == {0}
+
+
+def test_a_large_weight_stands_on_the_left_of_the_products_of_a_step(cell):
+    """As it lies in memory, and transposed for it once, not at every step."""
+    H = 1024
+    program = instructions(training_step(cell, T=64, H=H, residuals="gates"))
+    inner = max(i.depth for i in program)
+    assert inner == 2
+    forward, backward = weight = (
+        f"f32[{GATES[cell.name] * H},{H}]",
+        f"f32[{H},{GATES[cell.name] * H}]",
+    )
+    in_steps = [i for i in program if i.depth == inner and i.op == "dot"]
+    assert [i.operand.split("{")[0] for i in in_steps] == [forward, backward]
+    assert all("lhs_contracting_dims={1}" in i.line for i in in_steps)
+    written = [i for i in program if i.op in ("copy", "transpose") and shape_of(i) in weight]
+    assert {i.depth for i in written} == {0}
+
+
+def test_a_step_called_by_the_user_reads_a_large_weight_as_it_is(cell):
+    H = 1024
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), I, H, dtype=jnp.float32))
+    state = jax.eval_shape(lambda: cell.initial_state(params, (B,)))
+    x = jax.ShapeDtypeStruct((B, I), jnp.float32)
+    step = jax.jit(cell.step).lower(params, state, x).compile()
+    left = [i.operand.split("{")[0] for i in instructions(step) if i.op == "dot"]
+    assert sorted(left) == [f"f32[{B},{H}]", f"f32[{B},{I}]"]
 
 
 def test_no_step_adds_to_the_gradient_of_a_weight(cell):

@@ -10,6 +10,7 @@ from custom_cells import MASKED_ELMAN
 from problems import assert_rule_equals_autodiff, assert_same, make_problem, random_tree, vjp
 
 import jaxrnn
+from jaxrnn import bptt, products
 
 FLAGS = [
     dict(zip(("lengths", "resets", "reverse"), values, strict=True))
@@ -49,6 +50,17 @@ def test_rule_equals_autodiff(cell, flags, dtype):
 def test_rule_equals_autodiff_at_every_shape(cell, shape, flags, dtype):
     problem = make_problem(cell, **shape, dtype=dtype, **flags)
     assert_rule_equals_autodiff(problem, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)], ids=str)
+def test_a_weight_on_the_left_changes_no_value_and_no_gradient(cell, batch, monkeypatch):
+    """The product of large weights with few rows, here of any."""
+    for module in (products, bptt):
+        monkeypatch.setattr(module, "few_rows", lambda rows, w: True)
+    # under another name, so that no program is taken from a cache
+    cell = cell._replace(name=f"{cell.name} from the left")
+    problem = make_problem(cell, T=37, batch=batch, I=2, H=3, **ALL)
+    assert_rule_equals_autodiff(problem, TOLERANCE[jnp.float64])
 
 
 @pytest.mark.parametrize("flags", [PLAIN, ALL, ALL_REVERSED], ids=describe)

@@ -111,6 +111,20 @@ def test_the_footprint_covers_what_xla_allocates(cell, residuals):
     assert found <= claimed <= found + 2.5
 
 
+def test_a_small_sequence_is_one_chunk_by_default_and_as_long_as_any_by_policy():
+    def chunk(T, B=8, H=32, **options):
+        problem = make_problem(jaxrnn.LSTM, T=1, batch=(B,), I=5, H=H, dtype=jnp.float32)
+        xs = jax.ShapeDtypeStruct((T, B, 5), jnp.float32)
+        args = (problem.cell, problem.params, xs, problem.initial_state, None)
+        policy = {"residuals": None, "memory_budget": None, **options}
+        return memory.choose(*args, masked=False, **policy)[1]
+
+    assert chunk(1024) == 1024
+    assert chunk(1025) < 128
+    assert chunk(1024, B=4) < 128
+    assert chunk(1024, residuals="gates") < 128
+
+
 def test_a_budget_buys_the_fastest_policy_that_fits():
     problem = make_problem(jaxrnn.LSTM, T=1000, batch=(4,), I=5, H=7, dtype=jnp.float32)
 
