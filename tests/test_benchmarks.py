@@ -17,7 +17,16 @@ import jaxrnn
 from experiments.benchmarks import __main__ as benchmarks
 from experiments.benchmarks import cases, gate, processes, report, summary
 from experiments.benchmarks.cases import GATES, Case
-from experiments.benchmarks.contenders import MODULES, OURS, PEERS, PRODUCTS, RATE, cudnn, products
+from experiments.benchmarks.contenders import (
+    CORES,
+    MODULES,
+    OURS,
+    PEERS,
+    PRODUCTS,
+    RATE,
+    cudnn,
+    products,
+)
 from experiments.benchmarks.contenders import jaxrnn as ours
 
 ROOT = Path(__file__).parent.parent
@@ -81,7 +90,7 @@ def result(modules, tmp_path_factory):
     config = benchmarks.Config(
         cells=("elman",),
         shapes=("5,2,3,4", "34,1,3,4"),
-        contenders=("unroll_reference", *PLANTED),
+        contenders=(CORES, "unroll_reference", *PLANTED),
         rounds=2,
         compilations=2,
         out=out,
@@ -110,6 +119,24 @@ def test_right_contenders_are_timed(result):
             assert max(record["differences"].values()) < 1e-6
             for operation in case["product_flops"]:
                 assert summary.seconds(case, name, operation) > 0
+
+
+def test_a_device_for_each_core_has_its_rows_or_the_reason_why_not(result):
+    cores = result["machine"]["cores"]
+    if not cores or cores == 1:
+        assert result["unavailable"][CORES] == "needs several cores"
+        return
+    for case, record in zip(result["cases"], records_of(result, CORES), strict=True):
+        if case["kind"] == "stream":
+            assert (record["status"], record["reason"]) == ("not compared", "one row")
+        elif case["B"] % cores:
+            reason = f"{cores} devices cannot share {case['B']} rows evenly"
+            assert (record["status"], record["reason"]) == ("not compared", reason)
+            assert f"Elman {summary.label(case)} not compared: {reason}" in report.text(result)
+        else:
+            assert record["status"] == "ok"
+            assert set(record["differences"]) == {"hs", "dw_ih", "dw_hh", "db", "dxs"}
+            assert summary.seconds(case, CORES, "training") > 0
 
 
 def test_wrong_gradient_is_refused_by_name_and_without_a_time(result):
@@ -299,14 +326,14 @@ def test_tables_have_a_row_for_each_case_and_a_column_for_each_timed_contender(r
     header, rule, *rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in lines[head + 2 : head + 6]
     ]
-    assert header[:4] == ["cell", "T,B,I,H", OURS, "unroll_reference"]
-    assert header[4:] == ["peer", "spread", "x loop", "x rate"]
+    columns = [OURS, CORES] if summary.seconds(result["cases"][0], CORES, "training") else [OURS]
+    assert header[: 3 + len(columns)] == ["cell", "T,B,I,H", *columns, "unroll_reference"]
+    assert header[3 + len(columns) :] == ["peer", "spread", "x loop", "x rate"]
     assert [row[:2] for row in rows] == [["Elman", "5,2,3,4"], ["Elman", "34,1,3,4"]]
     for case, row in zip(result["cases"], rows, strict=False):
         least = 1e3 * summary.seconds(case, "unroll_reference", "training")
-        assert float(row[3]) == pytest.approx(least, rel=5e-3)
+        assert float(row[2 + len(columns)]) == pytest.approx(least, rel=5e-3)
         assert len(row) == len(rule) == len(header)
-        assert "–" not in row
 
 
 # processes
@@ -328,7 +355,7 @@ def command_line(capsys):
     ("options", "words"),
     [
         (["--cells", "lstm", "lstm"], "--cells must be different ones of: elman, lstm, gru"),
-        (["--contenders", "tensorflow"], "--contenders must be different ones of: unroll_ref"),
+        (["--contenders", "tensorflow"], "--contenders must be different ones of: jaxrnn-cores, "),
         (["--operations", "backward"], "--operations must be different ones of: forward"),
         (["--shapes", "1,2,3"], "--shapes must be T,B,I,H, each at least 1, or a number in 0..6"),
         (["--shapes", "7"], "--shapes must be"),

@@ -22,13 +22,17 @@ def describe(jax_platform: str, device: str) -> dict[str, Any]:
     """The machine and how it was used; nothing that names it."""
     return {
         "processor": _processor(),
-        # of those that this process may use
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "cores": cores(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "jax_platform": jax_platform,
         "device": device,
         "dtype": "float32, products in full precision (no TF32)",
     }
+
+
+def cores() -> int | None:
+    """The cores that this process may use, where the system tells it."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
 def _processor() -> str:

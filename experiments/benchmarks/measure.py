@@ -120,6 +120,8 @@ def _check(
         )
     except WorkerError as error:
         return _record("failed", str(error)), {}
+    if "not_compared" in answers:
+        return _record("not compared", answers["not_compared"]), {}
     record = _record("ok", None)
     record["without"] = list(without)
     for operation in names:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.benchmarks import summary
-from experiments.benchmarks.contenders import OURS, PEERS, PRODUCTS
+from experiments.benchmarks.contenders import CORES, OURS, PEERS, PRODUCTS
 from experiments.gradient_report import CELL_NAMES
 
 _TITLES = {
@@ -85,7 +85,7 @@ def _head(result: Mapping[str, Any]) -> str:
 def _times(result: Mapping[str, Any], operation: str) -> str:
     unit, rate = _UNITS[operation], summary.matrix_rate(result)
     stream = operation == "step"
-    shown = [name for name in PEERS if _measured(result, name, operation)]
+    shown = [name for name in (CORES, *PEERS) if _measured(result, name, operation)]
     header = ["cell", "I,H" if stream else "T,B,I,H", OURS, *shown, "peer", "spread"]
     header += [] if stream else ["x loop", "x rate"]
     rows = []
@@ -168,7 +168,7 @@ def _cost(case: Mapping[str, Any], name: str, operation: str) -> str:
 def _contenders(result: Mapping[str, Any]) -> str:
     """How each was run, why one was not, and how far each was from the reference."""
     lines = []
-    for name in (OURS, *PEERS, PRODUCTS):
+    for name in (OURS, CORES, *PEERS, PRODUCTS):
         if name in result["unavailable"]:
             lines.append(f"- {name}: {result['unavailable'][name]}.")
         elif name in result["contenders"]:
@@ -188,14 +188,15 @@ def _remarks(result: Mapping[str, Any], name: str) -> list[str]:
             f"entry (tolerance {result['tolerance']:.0e})"
         )
     measured = {case[key] for case, _ in records for key in ("cell", "kind")}
-    for what, reason in result["contenders"][name]["not_compared"].items():
+    not_compared = result["contenders"][name]["not_compared"]
+    for what, reason in not_compared.items():
         if what in measured:
             remarks.append(f"{(CELL_NAMES | _KINDS)[what]} not compared: {reason}")
     for case, record in records:
         without = f"{CELL_NAMES[case['cell']]} without {', '.join(record['without'])}"
         if record["without"] and without not in remarks:
             remarks.append(without)
-        if record["status"] in ("disagrees", "failed"):
+        if record["reason"] and record["reason"] not in not_compared.values():
             where = f"{CELL_NAMES[case['cell']]} {summary.label(case)}"
             remarks.append(f"{where} {record['status']}: {record['reason']}")
     return remarks

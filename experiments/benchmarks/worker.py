@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
-from experiments.benchmarks.contenders.contract import Contender, Program
+from experiments.benchmarks.contenders.contract import Contender, NotComparedError, Program
 
 # of untimed calls before the timed ones: caches and threads are then those of a program at work
 _WARM_UP_SECONDS = 0.01
@@ -24,7 +24,7 @@ def serve(connection: Connection, contender: Contender | None, missing: str | No
 
     - ``begin platform``: a description of the contender, and the reason where it cannot run
     - ``evaluate case arrays``: the outputs of its operations
-    - ``prepare case arrays compilations``: the same, and what each costs
+    - ``prepare case arrays compilations``: the same, and what each costs; or why it is left out
     - ``time operation calls``: the seconds of every call
     """
     programs: Mapping[str, Program] = {}
@@ -47,6 +47,8 @@ def serve(connection: Connection, contender: Contender | None, missing: str | No
             else:
                 operation, calls = arguments
                 answer = _time(programs[operation].run, calls)
+        except NotComparedError as reason:
+            connection.send(("answer", {"not_compared": str(reason)}))
         except Exception as error:
             traceback.print_exc()
             connection.send(("error", f"{type(error).__name__}: {error}"))

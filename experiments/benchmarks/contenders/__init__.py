@@ -16,10 +16,13 @@ PEERS = {
     "keras": "experiments.benchmarks.contenders.keras",
     "jax.experimental.rnn": "experiments.benchmarks.contenders.cudnn",
 }
+# the library once more, in another way
+CORES = "jaxrnn-cores"
 # nobody's network: they tell how much of the time could be saved at all
 PRODUCTS, RATE = "products in the loop", "matrix rate"
 MODULES = {
     OURS: "experiments.benchmarks.contenders.jaxrnn",
+    CORES: "experiments.benchmarks.contenders.jaxrnn_cores",
     PRODUCTS: "experiments.benchmarks.contenders.products",
     RATE: "experiments.benchmarks.contenders.matrix_rate",
     **PEERS,

@@ -9,6 +9,10 @@ import numpy as np
 from experiments.benchmarks.cases import Arrays, Case
 
 
+class NotComparedError(Exception):
+    """A case that a contender is left out of. The message is the reason."""
+
+
 class Program(NamedTuple):
     """One operation, ready to run.
 
@@ -31,7 +35,7 @@ class Contender(NamedTuple):
 
     Attributes:
         how: which of its ways of running a recurrent network is measured.
-        programs: the case's operations by name.
+        programs: the case's operations by name; or raises `NotComparedError`.
         not_compared: by cell, or kind of case, why it is left out: other equations, or none.
         without: by cell, weights that its equations lack; it is compared with them at zero.
         begin: prepares for JAX's default platform; the reason where it cannot run there.

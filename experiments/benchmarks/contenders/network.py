@@ -24,6 +24,8 @@ class Network(NamedTuple):
         fields: what `step` returned as ``{"h": h}``, with ``"c"`` for the LSTM.
         batch_major: ``xs`` and ``hs`` are ``[B, T, ...]`` in place of ``[T, B, ...]``.
         single_row: `step` takes one row without an axis for it.
+        replicate: puts the parameters onto all devices.
+        spread: puts ``[T, B, ...]`` onto them, each with rows of its own.
     """
 
     params: Callable[[dict[str, jax.Array]], Any]
@@ -33,6 +35,8 @@ class Network(NamedTuple):
     fields: Callable[[Any], dict[str, jax.Array]]
     batch_major: bool = False
     single_row: bool = False
+    replicate: Callable[[Any], Any] = lambda params: params
+    spread: Callable[[jax.Array], jax.Array] = lambda sequence: sequence
 
 
 def programs(
@@ -57,7 +61,8 @@ def _sequence(
         return jnp.swapaxes(a, 0, 1) if network.batch_major else jnp.asarray(a)
 
     # inputs are arguments: a compiler must not fold what a user's program could not
-    xs, dhs = layout(arrays.inputs["xs"]), layout(arrays.inputs["dhs"])
+    xs, dhs = (network.spread(layout(arrays.inputs[name])) for name in ("xs", "dhs"))
+    params = network.replicate(params)
 
     def training(params: Any, xs: jax.Array, dhs: jax.Array) -> Any:
         _, pull = jax.vjp(network.unroll, params, xs)
