@@ -336,6 +336,14 @@ def test_tables_have_a_row_for_each_case_and_a_column_for_each_timed_contender(r
         assert len(row) == len(rule) == len(header)
 
 
+def test_the_readme_shows_the_saved_run():
+    saved = ROOT / "experiments" / "benchmarks" / "results" / "cpu-2-cores"
+    text = (saved / "report.md").read_text()
+    assert report.text(json.loads((saved / "result.json").read_text())) + "\n" == text
+    table = text.split("## Training step, milliseconds\n\n")[1].split("\n\n")[0]
+    assert table in (ROOT / "README.md").read_text()
+
+
 # processes
 
 

@@ -1,5 +1,6 @@
 """What a scan holds for its gradient: the bytes of each policy, and what a budget buys."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -60,6 +61,7 @@ def test_the_table_of_units(cell):
     )
 
 
+@functools.cache
 def training_step(cell, loss, *, T, B, I, H, **options):
     """The compiled gradient of params and xs: its bytes of temporaries in units of T*B*H floats."""
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), I, H, dtype=jnp.float32))

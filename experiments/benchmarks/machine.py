@@ -23,7 +23,7 @@ def describe(jax_platform: str, device: str) -> dict[str, Any]:
     return {
         "processor": _processor(),
         "cores": cores(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {platform.machine()}",
         "jax_platform": jax_platform,
         "device": device,
         "dtype": "float32, products in full precision (no TF32)",

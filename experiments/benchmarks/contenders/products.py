@@ -20,7 +20,7 @@ import jaxrnn
 from experiments.benchmarks.cases import GATES
 from experiments.benchmarks.contenders.contract import Contender
 from experiments.benchmarks.contenders.network import Network, programs
-from jaxrnn.products import input_gradient, weight_gradient
+from jaxrnn.products import input_gradient, step_product, weight_gradient
 
 
 class Params(NamedTuple):
@@ -53,7 +53,7 @@ def advance(
     params: Params, state: State, inputs: jax.Array, consts: None
 ) -> tuple[State, tuple[()]]:
     del consts
-    blocks = jnp.split(inputs + state.h @ params.w_hh, gates(params), axis=-1)
+    blocks = jnp.split(inputs + step_product(state.h, params.w_hh), gates(params), axis=-1)
     return State(functools.reduce(jnp.add, blocks)), ()
 
 
