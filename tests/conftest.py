@@ -4,6 +4,7 @@ Compiling is most of what the tests cost, and each program runs once or twice on
 compiler's last stage does not optimise. With another ``XLA_FLAGS`` in the environment it may.
 """
 
+import gc
 import os
 
 # before the first import of jax: tests never need an accelerator, and must not depend on one
@@ -12,6 +13,10 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import pytest
+
+# what JAX keeps of every program is millions of objects: to look through them again and again is a
+# twentieth of the tests' time
+gc.set_threshold(200_000, 20, 100)
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 8)

@@ -251,7 +251,10 @@ def test_damaged_data_file_is_refused(command_line, tmp_path, monkeypatch):
 # a run
 
 
-@pytest.mark.parametrize("cell", CELL_PARAMS)
+@pytest.mark.parametrize(
+    "cell",
+    [pytest.param(cell, marks=() if cell == "elman" else pytest.mark.slow) for cell in CELL_PARAMS],
+)
 def test_smoke_run_writes_every_promised_file(cell, run_experiment, smoke, tmp_path):
     if cell == "elman":
         out, output = smoke
@@ -331,6 +334,7 @@ KILL_MOMENTS = [
 ]
 
 
+@pytest.mark.slow
 def test_run_killed_at_many_moments_ends_like_one_never_killed(run_experiment, smoke, tmp_path):
     for patch in KILL_MOMENTS:
         done = run_experiment("spoken_vowels", *SMOKE, "--out", tmp_path, patch=patch)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -36,12 +37,13 @@ CELLS = {
 }
 STAGES = ("initial", "trained")
 
-# the whole run, and a second one of the cell that compiles fastest, without pictures
+# the whole run of some cells, and a second one of the cell that compiles fastest, without pictures
 TWO_RUNS = """
 import sys
 from pathlib import Path
 from experiments import __main__, gradient_flow, plots
-first, second = sys.argv[1:]
+first, second, *cells = sys.argv[1:]
+gradient_flow.CELLS = {name: gradient_flow.CELLS[name] for name in cells}
 code = __main__.main(["gradient_flow", "--smoke", "--out", first])
 gradient_flow.CELLS = {"elman": gradient_flow.CELLS["elman"]}
 plots.png = lambda figure: b""
@@ -50,9 +52,22 @@ sys.exit(code)
 """
 
 
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
-    """Folder and output of a smoke run in a process of its own, and the folder of a second one."""
+class Smoke(NamedTuple):
+    """Folder and output of a smoke run of these cells, and the folder of a second one."""
+
+    out: Path
+    output: str
+    again: Path
+    cells: tuple[str, ...]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[("elman",), pytest.param(tuple(CELLS), marks=pytest.mark.slow)],
+    ids=", ".join,
+)
+def smoke(request, tmp_path_factory):
+    """Both runs, in a process of their own."""
     folder = tmp_path_factory.mktemp("gradient_flow")
     environment = {name: value for name, value in os.environ.items() if "JAX" not in name}
     environment |= {
@@ -64,7 +79,10 @@ def smoke(tmp_path_factory):
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
     done = subprocess.run(
-        [sys.executable, "-c", TWO_RUNS, str(folder / "out"), str(folder / "again")],
+        [
+            *(sys.executable, "-c", TWO_RUNS),
+            *(str(folder / "out"), str(folder / "again"), *request.param),
+        ],
         capture_output=True,
         text=True,
         env=environment,
@@ -73,7 +91,7 @@ def smoke(tmp_path_factory):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return folder / "out", done.stdout, folder / "again"
+    return Smoke(folder / "out", done.stdout, folder / "again", request.param)
 
 
 def result_of(out):
@@ -84,7 +102,7 @@ def result_of(out):
 
 
 def test_smoke_run_writes_every_promised_file(smoke):
-    out, output, _ = smoke
+    out, output = smoke.out, smoke.output
     assert sorted(path.name for path in out.iterdir()) == [
         "adding.png",
         "report.md",
@@ -100,16 +118,16 @@ def test_smoke_run_writes_every_promised_file(smoke):
 
 
 def test_result_holds_every_number(smoke):
-    result = result_of(smoke[0])
+    result = result_of(smoke.out)
     assert set(result["tasks"]) == {"adding", "vowels"}
     for task, steps, training_steps in (("adding", 8, 4), ("vowels", VOWEL_FRAMES, 3)):
         of_task = result["tasks"][task]
         # of the longest sequence of the batch, which padding may exceed
         assert of_task["steps"] == steps if task == "adding" else 7 <= of_task["steps"] <= steps
         assert all(0 < kept <= int(k) for k, kept in of_task["last_window"].items())
-        assert set(of_task["score"]["networks"]) == set(CELLS)
-        for cell, parameters in CELLS.items():
-            of_cell = of_task["cells"][cell]
+        assert set(of_task["score"]["networks"]) == set(smoke.cells)
+        for cell in smoke.cells:
+            parameters, of_cell = CELLS[cell], of_task["cells"][cell]
             assert len(of_cell["learning_curve"]) == training_steps
             for stage in STAGES:
                 numbers = of_cell["stages"][stage]
@@ -125,15 +143,14 @@ def test_result_holds_every_number(smoke):
                 assert all(norm > 0 for norm in numbers["state_gradient"])
                 assert all(0 <= share <= 1 for share in numbers["saturated"].values())
     differences = result["cross_check"]["differences"]
-    expected = 2 * sum(len(parameters) + len(("w", "b")) for parameters in CELLS.values())
+    expected = 2 * sum(len(CELLS[cell]) + len(("w", "b")) for cell in smoke.cells)
     assert len(differences) == expected
     assert max(differences.values()) <= result["cross_check"]["tolerance"]
 
 
 def test_two_runs_give_the_same_numbers(smoke):
-    out, _, again = smoke
     for task in ("adding", "vowels"):
-        first, second = (result_of(folder)["tasks"][task] for folder in (out, again))
+        first, second = (result_of(folder)["tasks"][task] for folder in (smoke.out, smoke.again))
         assert first["cells"]["elman"] == second["cells"]["elman"]
         assert first["score"]["networks"]["elman"] == second["score"]["networks"]["elman"]
         assert first["score"]["baselines"] == second["score"]["baselines"]
@@ -142,14 +159,14 @@ def test_two_runs_give_the_same_numbers(smoke):
 def test_table_has_a_row_for_every_task_cell_stage_and_parameter(smoke):
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in (smoke[0] / "report.md").read_text().splitlines()
+        for line in (smoke.out / "report.md").read_text().splitlines()
         if line.startswith("|")
     ]
     header, _, *rows = rows
     assert header[-2:] == ["k = 2", "k = 4"]
     assert [tuple(row[:4]) for row in rows] == [
         (task, gradient_report.CELL_NAMES[cell], gradient_report.STAGES[stage], parameter)
-        for task, cell, stage in itertools.product(("adding", "vowels"), CELLS, STAGES)
+        for task, cell, stage in itertools.product(("adding", "vowels"), smoke.cells, STAGES)
         for parameter in CELLS[cell]
     ]
 

@@ -31,6 +31,11 @@ SHAPES = {
 }
 TOLERANCE = {jnp.float64: 1e-12, jnp.float32: 1e-5}
 both_dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float64", "float32"])
+float64_and_slowly_float32 = pytest.mark.parametrize(
+    "dtype",
+    [jnp.float64, pytest.param(jnp.float32, marks=pytest.mark.slow)],
+    ids=["float64", "float32"],
+)
 
 
 def describe(flags):
@@ -44,7 +49,7 @@ def test_rule_equals_autodiff(cell, flags, dtype):
     assert_rule_equals_autodiff(problem, TOLERANCE[dtype])
 
 
-@both_dtypes
+@float64_and_slowly_float32
 @pytest.mark.parametrize("flags", [PLAIN, ALL, ALL_REVERSED], ids=describe)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_rule_equals_autodiff_at_every_shape(cell, shape, flags, dtype):
@@ -52,7 +57,9 @@ def test_rule_equals_autodiff_at_every_shape(cell, shape, flags, dtype):
     assert_rule_equals_autodiff(problem, TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("batch", [(), (3,), (2, 3)], ids=str)
+@pytest.mark.parametrize(
+    "batch", [(2, 3), *(pytest.param(b, marks=pytest.mark.slow) for b in ((), (3,)))], ids=str
+)
 def test_a_weight_on_the_left_changes_no_value_and_no_gradient(cell, batch, monkeypatch):
     """The product of large weights with few rows, here of any."""
     for module in (products, bptt):

@@ -103,6 +103,15 @@ def test_a_prime_number_of_steps_costs_no_more_than_its_neighbour(residuals):
 
 
 @pytest.mark.parametrize("residuals", RESIDUALS)
+@pytest.mark.parametrize(
+    "cell",
+    [
+        jaxrnn.LSTM,
+        pytest.param(jaxrnn.GRU, marks=pytest.mark.slow),
+        pytest.param(jaxrnn.ELMAN, marks=pytest.mark.slow),
+    ],
+    ids=lambda cell: cell.name,
+)
 def test_the_footprint_covers_what_xla_allocates(cell, residuals):
     T, B, I, H = 1000, 32, 128, 256
     problem = make_problem(cell, T=1, batch=(B,), I=I, H=H, dtype=jnp.float32)

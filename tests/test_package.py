@@ -156,6 +156,7 @@ def test_what_users_call_of_a_cell_is_documented(cell, name):
     assert getattr(cell, name).__doc__
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_jaxrnn_alone_and_imports_in_an_empty_environment(tmp_path):
     def run(*command, **options):
         done = subprocess.run(command, capture_output=True, text=True, check=False, **options)

@@ -308,14 +308,19 @@ WAYS = [
     gradient,
     functools.partial(gradient, reverse=True, residuals="carries"),
     without_a_state,
-    gradient_of_the_gradient,
-    forward_over_reverse,
-    rematerialised,
-    mapped,
-    gradients_per_example,
     in_segments,
     read_out,
     watched,
+    *(
+        pytest.param(way, marks=pytest.mark.slow)
+        for way in (
+            gradient_of_the_gradient,
+            forward_over_reverse,
+            rematerialised,
+            mapped,
+            gradients_per_example,
+        )
+    ),
 ]
 
 
