@@ -315,8 +315,7 @@ def _advance_chunk(
         state = select(valid, state, carry)
         return state, (state, gates)
 
-    few = functools.partial(few_rows, math.prod(entering.h.shape[:-1]))
-    weights = _stored(params, exchanged=few)
+    weights = _stored(params, exchanged=lambda w: few_rows(entering.h, w))
     inputs = cell.project(params, zero_unless(chunk.valid, chunk.xs), consts)
     leaving, (states, gates) = lax.scan(
         step, entering, (inputs, chunk.valid, chunk.cut), reverse=plan.reverse
@@ -418,8 +417,7 @@ def _pull_chunk(
         return dbefore, (zero_unless(valid, deltas), recorded)
 
     # `pull` multiplies by the transposed weights
-    few = functools.partial(few_rows, math.prod(dleaving.h.shape[:-1]))
-    weights = _stored(params, exchanged=lambda w: not few(w))
+    weights = _stored(params, exchanged=lambda w: not few_rows(dleaving.h, w))
     if dhs is not None:
         dhs = zero_unless(chunk.valid, dhs)
     if cell.arrange is not None:
@@ -433,8 +431,8 @@ def _stored(params: Params, *, exchanged: Callable[[jax.Array], bool]) -> Callab
 
     So they are written once, before the loop, and not at every step that reads them that way.
     """
-    copies = lax.optimization_barrier(
-        jax.tree.map(lambda w: _swap(w) if exchanged(w) else w, params)
+    copies = jax.tree.map(
+        lambda w: lax.optimization_barrier(_swap(w)) if exchanged(w) else w, params
     )
     return lambda: jax.tree.map(
         lambda w, copy: _swap(copy) if exchanged(w) else copy, params, copies

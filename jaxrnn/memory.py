@@ -34,7 +34,8 @@ __all__ = ["Footprint", "choose", "footprint"]
 # up to this much, all gates are kept: what is computed again costs more time than its memory
 _GATES_LIMIT = 64 * 2**20
 # up to this much of hs, all steps are one chunk: what a chunk reuses is in cache anyway, and a loop
-# over chunks costs time, when compiled and when run. Steps of fewer entries gain nothing
+# over chunks costs time, when compiled and when run. Sequences with fewer entries a step keep their
+# chunks: an LSTM gained nothing there (T = 997, B = 3, H = 7), an Elman network a quarter
 _WHOLE_LIMIT = 2**20
 _WHOLE_ENTRIES = 2**8
 

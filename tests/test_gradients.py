@@ -63,7 +63,7 @@ def test_rule_equals_autodiff_at_every_shape(cell, shape, flags, dtype):
 def test_a_weight_on_the_left_changes_no_value_and_no_gradient(cell, batch, monkeypatch):
     """The product of large weights with few rows, here of any."""
     for module in (products, bptt):
-        monkeypatch.setattr(module, "few_rows", lambda rows, w: True)
+        monkeypatch.setattr(module, "few_rows", lambda x, w: True)
     # under another name, so that no program is taken from a cache
     cell = cell._replace(name=f"{cell.name} from the left")
     problem = make_problem(cell, T=37, batch=batch, I=2, H=3, **ALL)

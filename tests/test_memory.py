@@ -122,7 +122,7 @@ def test_the_footprint_covers_what_xla_allocates(cell, residuals):
     assert found <= claimed <= found + 2.5
 
 
-def test_a_small_sequence_is_one_chunk_by_default_and_as_long_as_any_by_policy():
+def test_a_small_sequence_is_one_chunk_by_default_but_not_by_policy():
     def chunk(T, B=8, H=32, **options):
         problem = make_problem(jaxrnn.LSTM, T=1, batch=(B,), I=5, H=H, dtype=jnp.float32)
         xs = jax.ShapeDtypeStruct((T, B, 5), jnp.float32)

@@ -32,7 +32,7 @@ import tyro
 from experiments import records
 from experiments.benchmarks import gate, machine, plot, processes, report, summary
 from experiments.benchmarks.cases import GATES, OPERATIONS, SHAPES, STREAMS, Case
-from experiments.benchmarks.contenders import CORES, MODULES, OURS, PEERS, PRODUCTS, RATE
+from experiments.benchmarks.contenders import CHOICES, MODULES, OURS, PRODUCTS, RATE
 from experiments.benchmarks.measure import Effort, Entrant, measure
 from experiments.benchmarks.processes import WorkerError
 from experiments.errors import InputError, require_option
@@ -52,7 +52,7 @@ class Config:
     """Shapes of the sequences, each T,B,I,H, or the number of one of the default ones, from 0."""
     operations: tuple[str, ...] = tuple(name for names in OPERATIONS.values() for name in names)
     """What is timed: forward and training on sequences, step on a stream."""
-    contenders: tuple[str, ...] = (CORES, *PEERS)
+    contenders: tuple[str, ...] = CHOICES
     """What to measure beside jaxrnn: itself with a device for each core, and the peers."""
     rounds: int = 10
     """Turns of each contender: so many that their quartiles tell how far to trust the medians."""
@@ -67,7 +67,7 @@ class Config:
         for name, known in (
             ("cells", GATES),
             ("operations", sum(OPERATIONS.values(), ())),
-            ("contenders", (CORES, *PEERS)),
+            ("contenders", CHOICES),
         ):
             chosen = getattr(self, name)
             expected = f"different ones of: {', '.join(known)}"

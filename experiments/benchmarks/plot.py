@@ -10,14 +10,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from experiments import plots
 from experiments.benchmarks import summary
-from experiments.benchmarks.contenders import CORES, OURS, PEERS, PRODUCTS
+from experiments.benchmarks.contenders import CHOICES, OURS, PRODUCTS
 from experiments.gradient_report import CELL_NAMES
 
 _TITLES = {"forward": "forward", "training": "training step", "step": "streaming step"}
 # one for each, whoever is missing; the yardsticks below are grey
-_SHOWN = (CORES, *PEERS)
 _COLORS = ["black", *(f"C{n}" for n in range(8))]
-_STYLES = dict(zip(_SHOWN, zip("dovs^DPX*", _COLORS, strict=True), strict=True))
+_STYLES = dict(zip(CHOICES, zip("dovs^DPX*", _COLORS, strict=True), strict=True))
 
 
 def picture(result: Mapping[str, Any]) -> bytes:
@@ -40,7 +39,7 @@ def picture(result: Mapping[str, Any]) -> bytes:
             handles |= _panel(axes, result, operation, cell)
             axes.set_title(f"{CELL_NAMES[cell]}, {_TITLES[operation]}")
         row[0].set_ylabel(f"time / {OURS}'s")
-    ordered = [name for name in (*_SHOWN, *_YARDSTICKS) if name in handles]
+    ordered = [name for name in (*CHOICES, *_YARDSTICKS) if name in handles]
     figure.legend([handles[name] for name in ordered], ordered, loc="outside lower center", ncols=5)
     return plots.png(figure)
 
@@ -57,7 +56,7 @@ def _panel(axes: Axes, result: Mapping[str, Any], operation: str, cell: str) -> 
     ours = [summary.seconds(case, OURS, operation) for case in cases]
     rate = summary.matrix_rate(result)
     shown = [
-        name for name in _SHOWN if any(summary.seconds(case, name, operation) for case in cases)
+        name for name in CHOICES if any(summary.seconds(case, name, operation) for case in cases)
     ]
     times = {
         name: [summary.seconds(case, name, operation) for case in cases]

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.benchmarks import summary
-from experiments.benchmarks.contenders import CORES, OURS, PEERS, PRODUCTS
+from experiments.benchmarks.contenders import CHOICES, OURS, PRODUCTS
 from experiments.gradient_report import CELL_NAMES
 
 _TITLES = {
@@ -85,7 +85,7 @@ def _head(result: Mapping[str, Any]) -> str:
 def _times(result: Mapping[str, Any], operation: str) -> str:
     unit, rate = _UNITS[operation], summary.matrix_rate(result)
     stream = operation == "step"
-    shown = [name for name in (CORES, *PEERS) if _measured(result, name, operation)]
+    shown = [name for name in CHOICES if _measured(result, name, operation)]
     header = ["cell", "I,H" if stream else "T,B,I,H", OURS, *shown, "peer", "spread"]
     header += [] if stream else ["x loop", "x rate"]
     rows = []
@@ -168,7 +168,7 @@ def _cost(case: Mapping[str, Any], name: str, operation: str) -> str:
 def _contenders(result: Mapping[str, Any]) -> str:
     """How each was run, why one was not, and how far each was from the reference."""
     lines = []
-    for name in (OURS, CORES, *PEERS, PRODUCTS):
+    for name in (OURS, *CHOICES, PRODUCTS):
         if name in result["unavailable"]:
             lines.append(f"- {name}: {result['unavailable'][name]}.")
         elif name in result["contenders"]:

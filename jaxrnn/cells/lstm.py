@@ -152,7 +152,7 @@ def step(
 ) -> tuple[LSTMState, jax.Array]:
     """One step: ``x [..., I]``, state ``[..., H]`` -> (state, h)."""
     state, x = step_arguments(params, state, x, params_type=LSTMParams, state_type=LSTMState)
-    # `step_product` would transpose a large weight, for this one step
+    # the layout that `step_product` wants of a large weight is the engine's to make
     state, _ = advance(params, state, project(params, x, consts), consts, jnp.matmul)
     return state, state.h
 

@@ -18,6 +18,8 @@ PEERS = {
 }
 # the library once more, in another way
 CORES = "jaxrnn-cores"
+# what can be measured beside jaxrnn
+CHOICES = (CORES, *PEERS)
 # nobody's network: they tell how much of the time could be saved at all
 PRODUCTS, RATE = "products in the loop", "matrix rate"
 MODULES = {

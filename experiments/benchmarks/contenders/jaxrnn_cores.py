@@ -5,6 +5,7 @@ for it. Rows do not wait for each other.
 """
 
 import functools
+from collections.abc import Mapping
 
 import jax
 
@@ -27,10 +28,10 @@ def network(cell: str, I: int, H: int) -> Network:
     )
 
 
-def programs_of(case: Case, arrays: Arrays) -> dict[str, Program]:
+def programs_of(case: Case, arrays: Arrays) -> Mapping[str, Program]:
     if case.B % jax.device_count():
         raise NotComparedError(f"{jax.device_count()} devices cannot share {case.B} rows evenly")
-    return dict(programs(network, case, arrays))
+    return programs(network, case, arrays)
 
 
 def begin(platform: str) -> str | None:
