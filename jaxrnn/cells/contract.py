@@ -39,7 +39,8 @@ class Cell(NamedTuple):
     For the engine, in the order in which it calls them:
 
     - ``sizes(params) -> (I, H)``, read off the weights
-    - ``project(params, xs, consts) -> inputs``: everything that needs no state, in bulk
+    - ``project(params, xs, consts) -> inputs``: what needs no state, in bulk. A bias may as well be
+      added in `advance`, where it is fused with what else is elementwise.
     - ``advance(params, state, inputs, consts) -> (state, gates)``: one step of the recursion, and
       what its adjoint needs beside the states. Called in the loop on one step, and in bulk on the
       saved previous states of a whole chunk when the gates were not kept.
