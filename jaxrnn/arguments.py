@@ -125,7 +125,7 @@ def plan_engine(
 ) -> bptt.Plan:
     """The static half of a call: what the engine keeps, in chunks of how many steps."""
     check_policy(residuals, memory_budget)
-    residuals, chunk = choose(
+    residuals, chunk, forward_chunk = choose(
         s.cell,
         s.params,
         s.xs,
@@ -138,6 +138,7 @@ def plan_engine(
     return bptt.Plan(
         reverse=s.reverse,
         chunk=chunk,
+        forward_chunk=forward_chunk,
         residuals=residuals,
         return_states=static_bool("return_states", return_states),
     )

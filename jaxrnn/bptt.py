@@ -26,6 +26,9 @@ pass is the caller's choice (`Plan.residuals`):
 - ``"states"``  the states of every step; the gates are computed again in bulk, by one product;
 - ``"carries"`` the state that enters each chunk; a chunk's states are computed again in sequence.
 
+A forward pass works on less at once: where it need not keep one state per chunk, its chunks may be
+longer (`Plan.forward_chunk`).
+
 A cotangent that is zero throughout stays symbolic: a loss that reads the final state alone has no
 zeros ``[T, ..., H]``. Where chunks do not divide T, each reads from the whole sequences and writes
 into the whole outputs, for to cut and join them would copy them.
@@ -73,12 +76,19 @@ __all__ = [
 
 RESIDUALS = ("gates", "states", "carries")
 
+# bytes that a chunk works on, counted as if nothing were fused: of its gates, about two megabytes
+_CACHED = 2**24
+
 
 class Plan(NamedTuple):
-    """What is decided before tracing: direction, chunk length K, what is kept, what is returned."""
+    """What is decided before tracing: direction, chunk lengths, what is kept, what is returned.
+
+    ``chunk`` is K, and ``forward_chunk`` that of a forward pass that keeps all states, or none.
+    """
 
     reverse: bool
     chunk: int
+    forward_chunk: int
     residuals: str | None
     return_states: bool
 
@@ -130,27 +140,18 @@ class Kept(NamedTuple):
     gates: Any
 
 
-def chunk_length(
-    steps: int,
-    residuals: str,
-    *,
-    batch: int = 1,
-    input_size: int = 1,
-    hidden_size: int = 1,
-) -> int:
+def chunk_length(steps: int, residuals: str, *, useful: int = 1, workspace: int = 1) -> int:
     """Steps in a chunk: a divisor of the sequence's length where one is near the target.
 
-    Longer chunks make the products in bulk faster, until their rows, K*B, are several times as
-    many as the weights'; shorter ones keep their buffers in cache: of each array [K, B, H], half a
-    megabyte in float32. With one carry kept per chunk, memory is the sum of the carries and of one
-    chunk's states, least when both are as many.
+    Longer chunks make the products in bulk faster, up to so many ``useful`` steps; shorter ones
+    keep what a chunk works on, ``workspace`` bytes per step, in a core's cache. With one carry kept
+    per chunk, memory is the sum of the carries and of one chunk's states, least when both are as
+    many.
     """
     if residuals == "carries":
         target = max(math.isqrt(steps), 1)
     else:
-        rows = 8 * (input_size + hidden_size)
-        cached = 2**17 // hidden_size
-        target = min(max(min(rows, cached) // max(batch, 1), 16), 128, max(steps // 4, 16))
+        target = min(max(useful, 16), max(_CACHED // workspace, 8), max(steps // 4, 16))
     if steps <= 2 * target:
         return max(steps, 1)
     divisors = [k for k in range(target // 2 + 1, 2 * target) if steps % k == 0]
@@ -286,19 +287,38 @@ def _forward(
         hs = zero_unless(chunk.valid, states.h) if masked or not store_states else None
         kept_states = states if store_states else None
         kept_gates = gates if plan.residuals == "gates" else None
-        return leaving, (hs, kept_states, kept_gates), entering if plan.residuals else None
+        return leaving, (hs, kept_states, kept_gates), entering if by_carries else None
 
     masked = steps.valid is not None
-    store_states = plan.return_states or plan.residuals in ("gates", "states")
+    by_carries, by_states = plan.residuals == "carries", plan.residuals in ("gates", "states")
+    store_states = plan.return_states or by_states
+    K = plan.chunk if by_carries else plan.forward_chunk
     final_state, (hs, states, gates), entering = _scan_chunks(
-        forward_chunk, initial_state, steps, None, plan.chunk, reverse=plan.reverse
+        forward_chunk, initial_state, steps, None, K, reverse=plan.reverse
     )
+    if by_states:
+        entering = _entering_chunks(plan, initial_state, states)
     outputs = Outputs(
         final_state=final_state,
         hs=states.h if hs is None else hs,
         states=states if plan.return_states else None,
     )
-    return outputs, Kept(entering, None if plan.residuals == "carries" else states, gates)
+    return outputs, Kept(entering, None if by_carries else states, gates)
+
+
+def _entering_chunks(plan: Plan, initial_state: State, states: State) -> State:
+    """The state that enters each chunk: the one after the step before it, in the order."""
+    K = plan.chunk
+
+    def entering(initial: jax.Array, after: jax.Array) -> jax.Array:
+        if plan.reverse:
+            return jnp.concatenate([after[K::K], initial[None]])
+        return jnp.concatenate([initial[None], after[K - 1 : -1 : K]])
+
+    # no steps are no chunks
+    return jax.tree.map(
+        lambda initial, after: entering(initial, after)[: after.shape[0]], initial_state, states
+    )
 
 
 def _advance_chunk(
@@ -371,13 +391,18 @@ def _restore_chunk(
         _, after, gates = _advance_chunk(cell, plan, params, consts, entering, chunk)
 
     def shift(entering: jax.Array, after: jax.Array) -> jax.Array:
-        if after.shape[0] == 0:
+        K = after.shape[0]
+        if K == 0:
             return after
-        if plan.reverse:
-            return jnp.concatenate([after[1:], entering[None]])
-        return jnp.concatenate([entering[None], after[:-1]])
+        # XLA:CPU takes ten times as long to compile a concatenation
+        edges, first = ((-1, 1, 0), K - 1) if plan.reverse else ((1, -1, 0), 0)
+        zero = jnp.zeros((), after.dtype)
+        moved = lax.pad(after, zero, [edges] + [(0, 0, 0)] * (after.ndim - 1))
+        return lax.dynamic_update_index_in_dim(moved, entering, first, 0)
 
     before = zero_where(chunk.cut, jax.tree.map(shift, entering, after))
+    # with a barrier, or every reader makes a copy of its own
+    before = lax.optimization_barrier(before)
     if plan.residuals == "states":
         _, gates = cell.advance(params, before, cell.project(params, chunk.xs, consts), consts)
     return before, after, gates

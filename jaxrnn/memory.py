@@ -31,13 +31,20 @@ from jaxrnn.cells.contract import Cell, Consts, Params, State
 
 __all__ = ["Footprint", "choose", "footprint"]
 
-# up to this much, all gates are kept: what is computed again costs more time than its memory
+# gates are kept up to this much, where what is computed again costs more time than its memory:
+# where all steps are one chunk anyway, and where the products have at least this many rows of
+# weights, I + H. At 384 and fewer, fresh memory costs as much; at 640, the LSTM's training step
+# takes 1.06 times as long without
 _GATES_LIMIT = 64 * 2**20
+_WIDE = 2**9
 # up to this much of hs, all steps are one chunk: what a chunk reuses is in cache anyway, and a loop
 # over chunks costs time, when compiled and when run. Sequences with fewer entries a step keep their
 # chunks: an LSTM gained nothing there (T = 997, B = 3, H = 7), an Elman network a quarter
 _WHOLE_LIMIT = 2**20
 _WHOLE_ENTRIES = 2**8
+# up to this much of inputs, the forward pass is one chunk: above 32 megabytes a piece, memory is
+# given back to the system, and to take it again at every call costs more than a loop over chunks
+_WHOLE_FORWARD_LIMIT = 24 * 2**20
 
 
 class Footprint(NamedTuple):
@@ -95,32 +102,47 @@ def choose(
     masked: bool,
     residuals: str | None,
     memory_budget: int | None,
-) -> tuple[str, int]:
-    """``(residuals, chunk)``: the given policy, or the fastest that the budget, if any, allows."""
+) -> tuple[str, int, int]:
+    """``(residuals, chunk, forward_chunk)`` of a `jaxrnn.bptt.Plan`.
+
+    The given policy, or the fastest that the budget, if any, allows.
+    """
     I, H = cell.sizes(params)
     T, batch = xs.shape[0], math.prod(xs.shape[1:-1])
+    # in this order: what a cell of one's own makes is checked before it is worked on
+    made, inputs, workspace = (
+        sum(_step_bytes(piece, cell, params, xs, initial_state, consts))
+        for piece in (_made, _projected, _worked_on)
+    )
 
     def default_chunk(residuals: str) -> int:
-        return chunk_length(T, residuals, batch=batch, input_size=I, hidden_size=H)
+        # at I + H = 128, the products gain by rows up to 2,000; the smaller they are, the less time
+        # is theirs
+        useful = (I + H) ** 2 // 8 // max(batch, 1)
+        return chunk_length(T, residuals, useful=useful, workspace=max(workspace, 1))
 
     def bytes_of(residuals: str, chunk: int) -> Footprint:
         args = (cell, params, xs, initial_state, consts)
         return footprint(*args, residuals, chunk, masked=masked)
 
     if memory_budget is None:
-        if residuals is None:
-            kept = T * sum(_step_bytes(_made, cell, params, xs, initial_state, consts))
-            residuals = "gates" if kept <= _GATES_LIMIT else "states"
-            h = initial_state.h
-            if h.size >= _WHOLE_ENTRIES and T * _bytes(h) <= _WHOLE_LIMIT:
-                return residuals, max(T, 1)
-        return residuals, default_chunk(residuals)
+        if residuals is not None:
+            chunk = default_chunk(residuals)
+            return residuals, chunk, chunk
+        h = initial_state.h
+        entries = h.size >= _WHOLE_ENTRIES
+        whole = entries and T * _bytes(h) <= _WHOLE_LIMIT
+        whole_forward = whole or (entries and T * inputs <= _WHOLE_FORWARD_LIMIT)
+        keep_gates = (whole or I + H >= _WIDE) and T * made <= _GATES_LIMIT
+        residuals = "gates" if keep_gates else "states"
+        chunk = max(T, 1) if whole else default_chunk(residuals)
+        return residuals, chunk, max(T, 1) if whole_forward else chunk
     plans = [
         (residuals, chunk) for residuals in RESIDUALS for chunk in _halves(default_chunk(residuals))
     ]
-    for plan in plans:
-        if bytes_of(*plan).total <= memory_budget:
-            return plan
+    for residuals, chunk in plans:
+        if bytes_of(residuals, chunk).total <= memory_budget:
+            return residuals, chunk, chunk
     least = min(plans, key=lambda plan: bytes_of(*plan).total)
     raise ValueError(
         f"`memory_budget` must be at least {bytes_of(*least).total} bytes for xs of shape "
@@ -137,7 +159,7 @@ def _halves(chunk: int) -> list[int]:
 def _step_bytes(
     piece: Callable[..., Any], cell: Cell, params: Params, xs: jax.Array, state: State, consts: Any
 ) -> tuple[int, ...]:
-    """The bytes of each value that `_made` or `_worked_on` returns for one step of these arrays."""
+    """The bytes of each value that a piece below returns for one step of these arrays."""
     x = jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype)
     leaves, structure = jax.tree.flatten((params, x, state, consts))
     like = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
@@ -159,6 +181,12 @@ def _made(cell: Cell, params: Params, x: jax.Array, before: State, consts: Const
     after, gates = parts(cell, "advance", 2, cell.advance(params, before, inputs, consts))
     require_like(cell, "advance", "state", after, before)
     return after, gates
+
+
+def _projected(cell: Cell, params: Params, x: jax.Array, before: State, consts: Consts) -> Any:
+    """What one step reads beside the state, as the forward pass has it in bulk."""
+    del before
+    return (cell.project(params, x, consts),)
 
 
 def _worked_on(cell: Cell, params: Params, x: jax.Array, before: State, consts: Consts) -> Any:

@@ -64,7 +64,7 @@ def unroll(
         residuals: what the forward pass keeps for the backward pass: ``"gates"`` (most memory),
             ``"states"``, or ``"carries"`` (one state per chunk of about sqrt(T) steps, least
             memory). Values and gradients are the same; `jaxrnn.memory` has the bytes. None
-            chooses: the gates while they take no more than 64 MiB, else the states.
+            chooses: the states, or, up to 64 MiB, the gates too where that is faster.
         memory_budget: the bytes that the call may hold for its gradient, outputs ``hs`` included,
             arguments and gradients not: the fastest policy that fits is taken. In the place of
             ``residuals``.

@@ -97,6 +97,26 @@ def test_no_step_adds_to_the_gradient_of_a_weight(cell):
     assert not added_per_step(jaxrnn.unroll)
 
 
+def test_a_forward_pass_with_small_inputs_has_no_loop_over_chunks(cell):
+    def product_depths(**options):
+        program = instructions(training_step(cell, T=2048, **options))
+        return sorted({i.depth for i in program if i.op == "dot" and i.times >= 2048})
+
+    # those of the steps, forwards and backwards
+    assert product_depths() == [1, 2]
+    assert product_depths(residuals="states") == [2]
+
+
+def test_the_states_before_the_steps_of_a_chunk_are_written_once(cell):
+    """Not by each of their readers; and not as a concatenation, which compiles ten times longer."""
+    program = instructions(training_step(cell, residuals="states"))
+    chunk = rf"f32\[(1,)?\d+,{B},{H}\]"
+    written = [i.op for i in program if re.fullmatch(chunk, shape_of(i)) and i.depth == 1]
+    fields = len(cell.initial_state(cell.init(jax.random.key(0), I, H)))
+    assert written.count("pad") == fields
+    assert written.count("concatenate") == 0
+
+
 @pytest.mark.parametrize("residuals", ["gates", "states"])
 def test_a_step_is_a_few_kernels(cell, residuals):
     forward, backward = kernels_per_step(training_step(cell, residuals=residuals))

@@ -10,7 +10,7 @@ from custom_cells import MASKED_ELMAN
 from problems import assert_rule_equals_autodiff, assert_same, make_problem, random_tree, vjp
 
 import jaxrnn
-from jaxrnn import bptt, products
+from jaxrnn import bptt, memory, products
 
 FLAGS = [
     dict(zip(("lengths", "resets", "reverse"), values, strict=True))
@@ -79,6 +79,19 @@ def test_what_is_kept_changes_no_value_and_no_gradient(cell, flags):
     )
     assert_same(gates, states)
     assert_same(carries, states)
+
+
+@pytest.mark.parametrize("flags", [PLAIN, ALL, ALL_REVERSED], ids=describe)
+@pytest.mark.parametrize("kept", ["states", pytest.param("gates", marks=pytest.mark.slow)])
+def test_a_forward_pass_in_one_chunk_changes_no_value_and_no_gradient(
+    cell, kept, flags, monkeypatch
+):
+    """As by default where its inputs are small, and the backward pass has several chunks."""
+    limits = dict(_WHOLE_ENTRIES=0, _WHOLE_LIMIT=0, _WIDE=0 if kept == "gates" else 100)
+    for name, limit in limits.items():
+        monkeypatch.setattr(memory, name, limit)
+    problem = make_problem(cell, **SHAPES["many_chunks"], **flags)
+    assert_rule_equals_autodiff(problem)
 
 
 @pytest.mark.parametrize("T", [31, 33, 64, 80])
