@@ -21,6 +21,7 @@ def text(result: Mapping[str, Any]) -> str:
     operations = [name for name in _TITLES if any(summary.cases_of(result, name))]
     parts = [_head(result)]
     parts += [f"## {_TITLES[name]}\n\n{_times(result, name)}" for name in operations]
+    parts += ["## Where a peer is faster\n\n" + _bounds(result, operations)]
     parts += ["## Over all shapes\n\n" + _aggregates(result)]
     parts += ["## Memory and compilation\n\n" + _costs(result, operations)]
     parts += ["## Who was compared\n\n" + _contenders(result)]
@@ -108,6 +109,31 @@ def _times(result: Mapping[str, Any], operation: str) -> str:
             row += [_number(summary.multiple(case, operation, each)) for each in yardsticks]
         rows.append(row)
     return _table(header, rows, words=2)
+
+
+def _bounds(result: Mapping[str, Any], operations: Iterable[str]) -> str:
+    """The cases that a peer wins, beside what the products alone take."""
+    rows = []
+    for operation in operations:
+        unit = _UNITS[operation]
+        for case in summary.cases_of(result, operation):
+            ours, peer = summary.seconds(case, OURS, operation), summary.fastest(case, operation)
+            if ours is None or peer is None or peer[1] >= ours:
+                continue
+            products = summary.seconds(case, PRODUCTS, operation)
+            times = [_number(each, unit) for each in (ours, peer[1], products)]
+            share = _number(products / peer[1] if products else None)
+            where = [operation, CELL_NAMES[case["cell"]], summary.label(case), peer[0]]
+            rows.append([*where, *times, share])
+    if not rows:
+        return "Nowhere."
+    header = ["operation", "cell", "shape", "peer", OURS, "peer's", "products", "products / peer's"]
+    return (
+        f"Least times, in microseconds for a streaming step, else in milliseconds. Products: those "
+        f"alone, in {OURS}'s loop. Where they take longer than all of the peer's step, "
+        f"{OURS} cannot be as fast with XLA's products, whatever else it saves.\n\n"
+        f"{_table(header, rows, words=4)}"
+    )
 
 
 def _measured(result: Mapping[str, Any], name: str, operation: str) -> bool:
