@@ -344,6 +344,53 @@ def test_the_readme_shows_the_saved_run():
     assert table in (ROOT / "README.md").read_text()
 
 
+def test_the_readme_says_of_the_saved_run_what_it_found():
+    saved = ROOT / "experiments" / "benchmarks" / "results" / "cpu-2-cores"
+    result = json.loads((saved / "result.json").read_text())
+    found = {(a.operation, a.cell, a.ratio): a for a in summary.aggregates(result)}
+
+    def over_all(operation, ratio):
+        return found[operation, None, ratio]
+
+    def range_of(values):
+        return f"{min(values):.2f} to {max(values):.2f}"
+
+    training = list(summary.cases_of(result, "training"))
+    forward = [summary.advantage(case, "forward", among=["torch"]) for case in training]
+    cores = [
+        summary.seconds(case, CORES, "training") / summary.seconds(case, OURS, "training")
+        for case in training
+        if summary.seconds(case, CORES, "training")
+    ]
+    lstm = list(summary.cases_of(result, "training", "lstm"))
+    ahead = [case for case in lstm if summary.advantage(case, "training", among=["torch"]) < 1]
+    products = [
+        summary.seconds(case, PRODUCTS, "training") / summary.seconds(case, "torch", "training")
+        for case in ahead
+    ]
+    steps = [summary.advantage(case, "step") for case in summary.cases_of(result, "step")]
+    on_jax = over_all("training", "fastest JAX peer, minimum")
+    text = " ".join((ROOT / "README.md").read_text().split())
+    for words in (
+        f"at commit {result['source']['commit'][:10]}, on two cores",
+        f"{summary.matrix_rate(result) / 1e9:.0f} GFLOP/s in float32 products",
+        f"takes {over_all('training', 'fastest peer, minimum').mean:.2f} times as long for a "
+        f"training step, the fastest one on JAX {on_jax.mean:.2f} times, and at least "
+        f"{on_jax.least:.2f} times everywhere",
+        f"the fastest of all takes "
+        f"{over_all('training', f'fastest peer, minimum, of {CORES}').mean:.2f} times as long.",
+        f"torch takes {np.exp(np.mean(np.log(forward))):.2f} times as long in the mean, the "
+        f"fastest on JAX {over_all('forward', 'fastest JAX peer, minimum').mean:.2f} times",
+        f"compiles in {1 / over_all('training', 'compilation').mean:.2f} times the time",
+        f"At {len(ahead)} of the {len(lstm)} shapes, torch trains an LSTM in "
+        f"{range_of([summary.advantage(case, 'training', among=['torch']) for case in ahead])} of",
+        f"alone take {range_of(products)} of all of torch's time",
+        f"the fastest peer takes {range_of(steps)} of the time",
+        f"training step then takes {range_of(cores)} of the time",
+    ):
+        assert words in text, words
+
+
 # processes
 
 

@@ -8,8 +8,8 @@ that nothing could save?
     python -m experiments.benchmarks           # needs the extra `bench`; `make bench` sets it up
     python -m experiments.benchmarks --quick
 
-Time: under half an hour on two cores, `--quick` under two minutes. The folder given by `--out`
-then holds every time of every round (result.json), the tables (report.md) and a picture.
+Time: 17 to 25 minutes on two cores, `--quick` under two minutes. The folder given by `--out` then
+holds every time of every round (result.json), the tables (report.md) and a picture.
 
 Each contender runs in a process of its own, which stays alive; they take turns in an order drawn
 anew for every round. The machine is meant to do nothing else meanwhile. No time is reported for a
