@@ -12,10 +12,10 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0"
     # XLA's older way to compile what is elementwise takes half as long, where it is still there
-    + " --xla_cpu_use_fusion_emitters=false"
-    * importlib.metadata.version("jaxlib").startswith("0.10."),
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    if importlib.metadata.version("jaxlib").startswith("0.10.")
+    else "--xla_backend_optimization_level=0",
 )
 
 import jax

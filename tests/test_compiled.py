@@ -108,7 +108,7 @@ def test_a_forward_pass_with_small_inputs_has_no_loop_over_chunks(cell):
 
 
 def test_the_states_before_the_steps_of_a_chunk_are_written_once(cell):
-    """Not by each of their readers; and not as a concatenation, which compiles ten times longer."""
+    """Not by each of their readers; and not as a concatenation, which takes longer to compile."""
     program = instructions(training_step(cell, residuals="states"))
     chunk = rf"f32\[(1,)?\d+,{B},{H}\]"
     written = [i.op for i in program if re.fullmatch(chunk, shape_of(i)) and i.depth == 1]
