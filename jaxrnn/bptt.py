@@ -26,8 +26,8 @@ pass is the caller's choice (`Plan.residuals`):
 - ``"states"``  the states of every step; the gates are computed again in bulk, by one product;
 - ``"carries"`` the state that enters each chunk; a chunk's states are computed again in sequence.
 
-A forward pass works on less at once: where it need not keep one state per chunk, its chunks may be
-longer (`Plan.forward_chunk`).
+A forward pass works on less at once, so its chunks may be longer (`Plan.forward_chunk`), except
+with ``"carries"``: the states that enter its chunks are those that the backward pass starts from.
 
 A cotangent that is zero throughout stays symbolic: a loss that reads the final state alone has no
 zeros ``[T, ..., H]``. Where chunks do not divide T, each reads from the whole sequences and writes
@@ -281,7 +281,7 @@ def _forward(
 ) -> tuple[Outputs, Any]:
     """All chunks in order: the outputs, and per chunk what `Plan.residuals` keeps of it."""
 
-    def forward_chunk(entering: State, chunk: Steps, _: None) -> tuple[State, Any, Any]:
+    def advance(entering: State, chunk: Steps, _: None) -> tuple[State, Any, Any]:
         leaving, states, gates = _advance_chunk(cell, plan, params, consts, entering, chunk)
         # where nothing is masked, hs is a field of the states: not stored twice
         hs = zero_unless(chunk.valid, states.h) if masked or not store_states else None
@@ -294,7 +294,7 @@ def _forward(
     store_states = plan.return_states or by_states
     K = plan.chunk if by_carries else plan.forward_chunk
     final_state, (hs, states, gates), entering = _scan_chunks(
-        forward_chunk, initial_state, steps, None, K, reverse=plan.reverse
+        advance, initial_state, steps, None, K, reverse=plan.reverse
     )
     if by_states:
         entering = _entering_chunks(plan, initial_state, states)
@@ -315,7 +315,7 @@ def _entering_chunks(plan: Plan, initial_state: State, states: State) -> State:
             return jnp.concatenate([after[K::K], initial[None]])
         return jnp.concatenate([initial[None], after[K - 1 : -1 : K]])
 
-    # no steps are no chunks
+    # where T is 0, there are no chunks
     return jax.tree.map(
         lambda initial, after: entering(initial, after)[: after.shape[0]], initial_state, states
     )
@@ -394,7 +394,7 @@ def _restore_chunk(
         K = after.shape[0]
         if K == 0:
             return after
-        # a concatenation takes XLA:CPU half as long again to compile
+        # in a loop, a concatenation takes XLA:CPU half as long again to compile
         edges, first = ((-1, 1, 0), K - 1) if plan.reverse else ((1, -1, 0), 0)
         zero = jnp.zeros((), after.dtype)
         moved = lax.pad(after, zero, [edges] + [(0, 0, 0)] * (after.ndim - 1))

@@ -16,7 +16,7 @@ beside its arguments. In float32, and in units of T*B*H floats, that is, without
 
 The outputs ``hs [T, ..., H]`` are one unit more, except where nothing is masked and the states are
 kept: there they are a field of the states. What a chunk needs while it is worked on is reused by
-the next: `workspace` times K.
+the next: `Footprint.workspace`.
 """
 
 import functools
@@ -31,19 +31,19 @@ from jaxrnn.cells.contract import Cell, Consts, Params, State
 
 __all__ = ["Footprint", "choose", "footprint"]
 
-# gates are kept up to this much, where what is computed again costs more time than its memory:
-# where all steps are one chunk anyway, and where the products have at least this many rows of
-# weights, I + H. At 384 and fewer, fresh memory costs as much; at 640, the LSTM's training step
-# takes 1.06 times as long without
-_GATES_LIMIT = 64 * 2**20
+# the gates are kept only where that is faster: where all steps are one chunk anyway, and where the
+# weights of a step have at least this many rows, I + H; and up to this many bytes. With AVX-512, an
+# LSTM's training step took as long either way at 384 rows, and 1.06 times as long without them at
+# 640: fresh memory costs time, too
 _WIDE = 2**9
-# up to this much of hs, all steps are one chunk: what a chunk reuses is in cache anyway, and a loop
-# over chunks costs time, when compiled and when run. Sequences with fewer entries a step keep their
-# chunks: an LSTM gained nothing there (T = 997, B = 3, H = 7), an Elman network a quarter
+_GATES_LIMIT = 64 * 2**20
+# up to this many bytes of hs, all steps are one chunk: what a chunk reuses is in cache anyway, and
+# a loop over chunks costs time, when compiled and when run. Sequences with fewer entries a step
+# keep their chunks: at T = 997, B = 3, H = 7, an LSTM gained nothing, an Elman network a quarter
 _WHOLE_LIMIT = 2**20
 _WHOLE_ENTRIES = 2**8
-# up to this much of inputs, the forward pass is one chunk: above 32 megabytes a piece, memory is
-# given back to the system, and to take it again at every call costs more than a loop over chunks
+# up to this many bytes of inputs, the forward pass is one chunk: above 32 megabytes a piece, memory
+# is given back to the system, and to take it again at every call costs more than a loop over chunks
 _WHOLE_FORWARD_LIMIT = 24 * 2**20
 
 
@@ -67,16 +67,18 @@ def footprint(
     consts: Consts,
     residuals: str,
     chunk: int,
+    forward_chunk: int,
     *,
     masked: bool,
 ) -> Footprint:
-    """The bytes of a policy and a chunk length, from shapes and dtypes alone.
+    """The bytes of a policy and of the lengths of chunks, from shapes and dtypes alone.
 
-    ``kept`` is exact. ``workspace`` is what the chunk of a backward pass holds when nothing of it
-    is fused and each array of it has a buffer: XLA needs less.
+    ``kept`` is exact. ``workspace`` is what a chunk of either pass holds, whichever is more, when
+    nothing of it is fused and each array of it has a buffer: XLA needs less.
     """
     T = xs.shape[0]
-    state, gates = _step_bytes(_made, cell, params, xs, initial_state, consts)
+    args = (cell, params, xs, initial_state, consts)
+    (state, gates), (inputs,) = _step_bytes(_made, *args), _step_bytes(_projected, *args)
     entering = state * math.ceil(T / max(chunk, 1))
     kept = {
         "gates": (state + gates) * T + entering,
@@ -84,10 +86,11 @@ def footprint(
         "carries": entering,
     }[residuals]
     weights = 2 * sum(leaf.size * max(leaf.dtype.itemsize, 4) for leaf in jax.tree.leaves(params))
-    worked_on = sum(_step_bytes(_worked_on, cell, params, xs, initial_state, consts))
+    forwards = (inputs + state + gates) * min(forward_chunk, T)
+    backwards = sum(_step_bytes(_worked_on, *args)) * min(chunk, T) + weights
     return Footprint(
         kept=kept,
-        workspace=worked_on * min(chunk, T) + weights,
+        workspace=max(forwards, backwards),
         outputs=0 if residuals != "carries" and not masked else _bytes(initial_state.h) * T,
     )
 
@@ -105,14 +108,14 @@ def choose(
 ) -> tuple[str, int, int]:
     """``(residuals, chunk, forward_chunk)`` of a `jaxrnn.bptt.Plan`.
 
-    The given policy, or the fastest that the budget, if any, allows.
+    The given policy, or else the fastest, or the fastest that the budget allows.
     """
+    args = (cell, params, xs, initial_state, consts)
     I, H = cell.sizes(params)
-    T, batch = xs.shape[0], math.prod(xs.shape[1:-1])
+    T, batch, h = xs.shape[0], math.prod(xs.shape[1:-1]), initial_state.h
     # in this order: what a cell of one's own makes is checked before it is worked on
     made, inputs, workspace = (
-        sum(_step_bytes(piece, cell, params, xs, initial_state, consts))
-        for piece in (_made, _projected, _worked_on)
+        sum(_step_bytes(piece, *args)) for piece in (_made, _projected, _worked_on)
     )
 
     def default_chunk(residuals: str) -> int:
@@ -121,31 +124,30 @@ def choose(
         useful = (I + H) ** 2 // 8 // max(batch, 1)
         return chunk_length(T, residuals, useful=useful, workspace=max(workspace, 1))
 
-    def bytes_of(residuals: str, chunk: int) -> Footprint:
-        args = (cell, params, xs, initial_state, consts)
-        return footprint(*args, residuals, chunk, masked=masked)
-
+    if residuals is not None:
+        chunk = default_chunk(residuals)
+        return residuals, chunk, chunk
+    entries = h.size >= _WHOLE_ENTRIES
+    whole = entries and T * _bytes(h) <= _WHOLE_LIMIT
+    whole_forward = whole or (entries and T * inputs <= _WHOLE_FORWARD_LIMIT)
+    keep_gates = (whole or I + H >= _WIDE) and T * made <= _GATES_LIMIT
+    residuals = "gates" if keep_gates else "states"
+    chunk = max(T, 1) if whole else default_chunk(residuals)
+    fastest = residuals, chunk, max(T, 1) if whole_forward else chunk
     if memory_budget is None:
-        if residuals is not None:
-            chunk = default_chunk(residuals)
-            return residuals, chunk, chunk
-        h = initial_state.h
-        entries = h.size >= _WHOLE_ENTRIES
-        whole = entries and T * _bytes(h) <= _WHOLE_LIMIT
-        whole_forward = whole or (entries and T * inputs <= _WHOLE_FORWARD_LIMIT)
-        keep_gates = (whole or I + H >= _WIDE) and T * made <= _GATES_LIMIT
-        residuals = "gates" if keep_gates else "states"
-        chunk = max(T, 1) if whole else default_chunk(residuals)
-        return residuals, chunk, max(T, 1) if whole_forward else chunk
-    plans = [
-        (residuals, chunk) for residuals in RESIDUALS for chunk in _halves(default_chunk(residuals))
+        return fastest
+    plans = [fastest] + [
+        (leaner, chunk, chunk)
+        for leaner in RESIDUALS[RESIDUALS.index(residuals) :]
+        for chunk in _halves(default_chunk(leaner))
     ]
-    for residuals, chunk in plans:
-        if bytes_of(residuals, chunk).total <= memory_budget:
-            return residuals, chunk, chunk
-    least = min(plans, key=lambda plan: bytes_of(*plan).total)
+    total = {plan: footprint(*args, *plan, masked=masked).total for plan in plans}
+    for plan in plans:
+        if total[plan] <= memory_budget:
+            return plan
+    least = min(plans, key=lambda plan: total[plan])
     raise ValueError(
-        f"`memory_budget` must be at least {bytes_of(*least).total} bytes for xs of shape "
+        f"`memory_budget` must be at least {total[least]} bytes for xs of shape "
         f"{xs.shape} and {H=} (residuals={least[0]!r} in chunks of {least[1]} steps); "
         f"got {memory_budget}"
     )

@@ -64,10 +64,12 @@ def unroll(
         residuals: what the forward pass keeps for the backward pass: ``"gates"`` (most memory),
             ``"states"``, or ``"carries"`` (one state per chunk of about sqrt(T) steps, least
             memory). Values and gradients are the same; `jaxrnn.memory` has the bytes. None
-            chooses: the states, or, up to 64 MiB, the gates too where that is faster.
+            chooses by speed: the states, or, up to 64 MiB, the gates too; and small sequences are
+            not cut into chunks, as those with a policy by name are.
         memory_budget: the bytes that the call may hold for its gradient, outputs ``hs`` included,
-            arguments and gradients not: the fastest policy that fits is taken. In the place of
-            ``residuals``.
+            arguments and gradients not: the fastest plan that fits is taken. In the place of
+            ``residuals``. Under `jax.vmap`, these are the bytes of one of the calls that it makes
+            one: give rows a batch axis instead, where that can be.
         return_states: also return the state after every step.
         consts: a pytree of arrays that the cell reads at every step, for cells that take it.
 

@@ -24,12 +24,12 @@ def picture(result: Mapping[str, Any]) -> bytes:
     operations = [name for name in _TITLES if any(summary.cases_of(result, name))]
     cells = list(dict.fromkeys(case["cell"] for case in result["cases"]))
     figure = Figure(
-        figsize=(1.5 + 4.2 * len(cells), 1.5 + 3.6 * len(operations)), layout="constrained"
+        figsize=(max(1.5 + 4.2 * len(cells), 9), 1.5 + 3.6 * len(operations)), layout="constrained"
     )
     machine = result["machine"]
     where = machine["device"] if machine["jax_platform"] == "gpu" else machine["processor"]
     figure.suptitle(
-        f"Least time as a multiple of {OURS}'s, {machine['cores']} cores of {where}: "
+        f"Least time as a multiple of {OURS}'s, {machine['cores']} cores of {where}:\n"
         f"above the line, slower than {OURS}"
     )
     grid = figure.subplots(len(operations), len(cells), squeeze=False, sharey="row")
@@ -39,8 +39,11 @@ def picture(result: Mapping[str, Any]) -> bytes:
             handles |= _panel(axes, result, operation, cell)
             axes.set_title(f"{CELL_NAMES[cell]}, {_TITLES[operation]}")
         row[0].set_ylabel(f"time / {OURS}'s")
+        # of all cells, and at least so far, for the scale to have marks
+        low, high = row[0].get_ylim()
+        row[0].set_ylim(min(low, 0.45), max(high, 2.2))
     ordered = [name for name in (*CHOICES, *_YARDSTICKS) if name in handles]
-    figure.legend([handles[name] for name in ordered], ordered, loc="outside lower center", ncols=5)
+    figure.legend([handles[name] for name in ordered], ordered, loc="outside lower center", ncols=4)
     return plots.png(figure)
 
 

@@ -113,12 +113,15 @@ def _times(result: Mapping[str, Any], operation: str) -> str:
 
 def _bounds(result: Mapping[str, Any], operations: Iterable[str]) -> str:
     """The cases that a peer wins, beside what the products alone take."""
-    rows = []
+    rows, compared = [], False
     for operation in operations:
         unit = _UNITS[operation]
         for case in summary.cases_of(result, operation):
             ours, peer = summary.seconds(case, OURS, operation), summary.fastest(case, operation)
-            if ours is None or peer is None or peer[1] >= ours:
+            if ours is None or peer is None:
+                continue
+            compared = True
+            if peer[1] >= ours:
                 continue
             products = summary.seconds(case, PRODUCTS, operation)
             times = [_number(each, unit) for each in (ours, peer[1], products)]
@@ -126,12 +129,13 @@ def _bounds(result: Mapping[str, Any], operations: Iterable[str]) -> str:
             where = [operation, CELL_NAMES[case["cell"]], summary.label(case), peer[0]]
             rows.append([*where, *times, share])
     if not rows:
-        return "Nowhere."
+        return "Nowhere." if compared else "Nothing was compared."
     header = ["operation", "cell", "shape", "peer", OURS, "peer's", "products", "products / peer's"]
     return (
         f"Least times, in microseconds for a streaming step, else in milliseconds. Products: those "
-        f"alone, in {OURS}'s loop. Where they take longer than all of the peer's step, "
-        f"{OURS} cannot be as fast with XLA's products, whatever else it saves.\n\n"
+        f"alone, in {OURS}'s loop, which a streaming step has not. Where they take longer than all "
+        f"that the peer does, {OURS} cannot be as fast with XLA's products, whatever else it saves."
+        f"\n\n"
         f"{_table(header, rows, words=4)}"
     )
 

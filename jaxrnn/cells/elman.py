@@ -82,6 +82,7 @@ def initial_state(params: ElmanParams, batch_shape: tuple[int, ...] = ()) -> Elm
 def project(params: ElmanParams, xs: jax.Array, consts: None) -> jax.Array:
     """Textbook: the input's part of rnn-1, net-1."""
     del consts
+    # with the bias, so that a cell of one's own can take these inputs and add what it likes
     return affine(xs, params.w_ih, params.b)
 
 
