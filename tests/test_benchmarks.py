@@ -352,6 +352,12 @@ def test_the_readme_says_of_the_saved_run_what_it_found():
     def over_all(operation, ratio):
         return found[operation, None, ratio]
 
+    def mean_over_products(seconds_of):
+        ratios = [
+            seconds_of(case) / summary.seconds(case, PRODUCTS, "training") for case in training
+        ]
+        return f"{np.exp(np.mean(np.log(ratios))):.2f}"
+
     def range_of(values):
         return f"{min(values):.2f} to {max(values):.2f}"
 
@@ -369,6 +375,10 @@ def test_the_readme_says_of_the_saved_run_what_it_found():
         for case in ahead
     ]
     steps = [summary.advantage(case, "step") for case in summary.cases_of(result, "step")]
+
+    def fastest_on_jax(case):
+        return summary.fastest(case, "training", among=summary.JAX_PEERS)[1]
+
     on_jax, on_jax_forward = (
         over_all(operation, "fastest JAX peer, minimum") for operation in ("training", "forward")
     )
@@ -384,6 +394,10 @@ def test_the_readme_says_of_the_saved_run_what_it_found():
         f"torch takes {np.exp(np.mean(np.log(forward))):.2f} times as long in the mean, the "
         f"fastest on JAX {on_jax_forward.mean:.2f} times, and at least {on_jax_forward.least:.2f} "
         f"times everywhere",
+        f"jaxrnn takes "
+        f"{mean_over_products(lambda case: summary.seconds(case, OURS, 'training'))} times as long "
+        f"as they in the mean, the fastest on JAX "
+        f"{mean_over_products(fastest_on_jax)} times",
         f"compiles in {1 / over_all('training', 'compilation').mean:.2f} times the time",
         f"At {len(ahead)} of the {len(lstm)} shapes, torch trains an LSTM in "
         f"{range_of([summary.advantage(case, 'training', among=['torch']) for case in ahead])} of",
