@@ -118,7 +118,7 @@ def choose(
         sum(_step_bytes(piece, *args)) for piece in (_made, _projected, _worked_on)
     )
 
-    def default_chunk(residuals: str) -> int:
+    def default_chunk(residuals: str, workspace: int = workspace) -> int:
         # at I + H = 128, the products gain by rows up to 2,000; the smaller they are, the less time
         # is theirs
         useful = (I + H) ** 2 // 8 // max(batch, 1)
@@ -133,7 +133,8 @@ def choose(
     keep_gates = (whole or I + H >= _WIDE) and T * made <= _GATES_LIMIT
     residuals = "gates" if keep_gates else "states"
     chunk = max(T, 1) if whole else default_chunk(residuals)
-    fastest = residuals, chunk, max(T, 1) if whole_forward else chunk
+    forward_chunk = max(T, 1) if whole_forward else default_chunk(residuals, inputs + made)
+    fastest = residuals, chunk, forward_chunk
     if memory_budget is None:
         return fastest
     plans = [fastest] + [

@@ -170,8 +170,16 @@ def test_a_forward_pass_is_one_chunk_by_default_while_its_inputs_are_small():
     residuals, chunk, forward_chunk = chunks(most)
     assert (residuals, forward_chunk) == ("states", most)
     assert chunk < 128
-    for _, chunk, forward_chunk in (chunks(most + 1), chunks(most, residuals="states")):
-        assert chunk == forward_chunk < 128
+    _, chunk, forward_chunk = chunks(most + 1)
+    assert chunk == forward_chunk < 128
+    _, chunk, forward_chunk = chunks(most, residuals="states")
+    assert chunk == forward_chunk < 128
+
+
+def test_a_longer_forward_pass_has_longer_chunks_by_default():
+    """It works on fewer arrays of each step than the backward pass."""
+    _, chunk, forward_chunk = choose(abstract_problem(jaxrnn.LSTM, **SHAPE))
+    assert chunk < forward_chunk < SHAPE["T"]
 
 
 @pytest.mark.parametrize("residuals", ["gates", "states"])
