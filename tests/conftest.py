@@ -36,34 +36,3 @@ def cell(request):
     import jaxrnn
 
     return getattr(jaxrnn, request.param)
-
-
-# the textbook's worked examples, each solved once
-
-
-@pytest.fixture
-def rnn():
-    import worked_examples
-
-    return worked_examples.rnn_example()
-
-
-@pytest.fixture
-def lstm():
-    import worked_examples
-
-    return worked_examples.lstm_example()
-
-
-@pytest.fixture
-def step():
-    import worked_examples
-
-    return worked_examples.step_example()
-
-
-@pytest.fixture
-def net():
-    import worked_examples
-
-    return worked_examples.net_example()

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import assert_same, make_problem, random_tree
+from support.problems import assert_same, make_problem, random_tree
 
 import jaxrnn
 

@@ -5,7 +5,7 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from hlo import INSTRUCTION, computations, instructions
+from support.programs import INSTRUCTION, computations, instructions
 
 import jaxrnn
 

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from custom_cells import MASKED_ELMAN
-from jaxprs import equations
 from matplotlib.figure import Figure
-from problems import assert_same, inputs_of, make_problem, random_tree, vjp, vjp_program
+from support.cells import MASKED_ELMAN
+from support.problems import assert_same, inputs_of, make_problem, random_tree, vjp, vjp_program
+from support.programs import equations
 
 import jaxrnn
 from jaxrnn import diagnostics

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import (
+from support.problems import (
     assert_rule_equals_autodiff,
     assert_same,
     inputs_of,

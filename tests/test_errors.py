@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import assert_same, make_problem
+from support.problems import assert_same, make_problem
 
 import jaxrnn
 from jaxrnn import AffineParams, ElmanState, LSTMState

@@ -6,8 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from custom_cells import MASKED_ELMAN
-from problems import assert_rule_equals_autodiff, assert_same, make_problem, random_tree, vjp
+from support.cells import MASKED_ELMAN
+from support.problems import (
+    assert_rule_equals_autodiff,
+    assert_same,
+    make_problem,
+    random_tree,
+    vjp,
+)
 
 import jaxrnn
 from jaxrnn import bptt, memory, products

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import assert_same
+from support.problems import assert_same
 
 import jaxrnn
 from jaxrnn import initializers

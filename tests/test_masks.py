@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import assert_same, inputs_of, make_problem, random_tree, vjp, vjp_program
+from support.problems import assert_same, inputs_of, make_problem, random_tree, vjp, vjp_program
 
 import jaxrnn
 

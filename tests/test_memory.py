@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from problems import make_problem
+from support.problems import make_problem
 
 import jaxrnn
 from jaxrnn import bptt, memory

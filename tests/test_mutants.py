@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
-from problems import assert_same, make_problem, random_tree, vjp
+from support.problems import assert_same, make_problem, random_tree, vjp
 
 import jaxrnn
 from jaxrnn import ELMAN, GRU, LSTM, bptt, readout

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from custom_cells import MASKED_ELMAN
-from hlo import collectives, product_flops
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from problems import assert_same, inputs_of, make_problem
+from support.cells import MASKED_ELMAN
+from support.problems import assert_same, inputs_of, make_problem
+from support.programs import collectives, product_flops
 
 import jaxrnn
 from jaxrnn import bptt, parallel, products

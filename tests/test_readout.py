@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 from jax.test_util import check_grads
-from problems import assert_same, random_tree
+from support.problems import assert_same, random_tree
 
 import jaxrnn
 from jaxrnn import AffineParams

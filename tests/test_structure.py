@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from jaxprs import equations, jaxprs_of
-from problems import make_problem
+from support.problems import make_problem
+from support.programs import equations, jaxprs_of
 
 import jaxrnn
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from custom_cells import MASKED_ELMAN, MGU, MGUGates, MGUParams
+from support.cells import MASKED_ELMAN, MGU, MGUGates, MGUParams
 from test_mutants import CELL_MUTANTS, ENGINE_MUTANTS, with_contract, with_factors
 
 import jaxrnn

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import assert_same
+from support.problems import assert_same
 
 import jaxrnn
 

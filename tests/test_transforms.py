@@ -6,11 +6,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
 from jax.flatten_util import ravel_pytree
 from jax.test_util import check_grads
-from problems import assert_same, make_problem, random_tree, vjp
+from support import problems
+from support.problems import assert_same, make_problem, random_tree, vjp
 
 import jaxrnn
 

@@ -1,9 +1,11 @@
-"""Reading the programs that XLA compiles: what they exchange between devices, and where."""
+"""Reading the programs that JAX traces and XLA compiles: loops, products, collectives."""
 
 import collections
 import math
 import re
 from typing import NamedTuple
+
+import jax
 
 COLLECTIVES = (
     "all-gather",
@@ -91,3 +93,19 @@ def product_flops(compiled):
             contracted = [sizes(instruction.operand)[int(axis)] for axis in axes.split(",") if axis]
             total += instruction.times * math.prod(sizes(result)) * math.prod(contracted)
     return total
+
+
+def jaxprs_of(equation):
+    for value in equation.params.values():
+        for leaf in jax.tree.leaves(value, is_leaf=lambda v: hasattr(v, "eqns")):
+            inner = getattr(leaf, "jaxpr", leaf)
+            if hasattr(inner, "eqns"):
+                yield inner
+
+
+def equations(jaxpr):
+    """Every equation, those of inner programs included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_of(equation):
+            yield from equations(inner)

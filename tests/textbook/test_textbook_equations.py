@@ -7,7 +7,7 @@ function and, where it is a gradient, with autodiff.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from problems import assert_same
+from support.problems import assert_same
 from worked_examples import (
     lstm_loop,
     sigmoid,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from notations import SPECS, random_parameters, random_sizes
-from problems import random_tree
+from support.problems import random_tree
 
 import jaxrnn
 from jaxrnn.convert import textbook as convert

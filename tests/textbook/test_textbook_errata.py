@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from notations import SPECS, by_formulas, compiled, forward, make, random_sizes, solved
-from problems import assert_same
+from support.problems import assert_same
 from worked_examples import (
     lstm_loop,
     sigmoid,

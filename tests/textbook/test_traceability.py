@@ -7,6 +7,8 @@ import shutil
 import equations
 import pytest
 
+TESTS = "tests/textbook"
+FORMULAS = f"{TESTS}/test_textbook_equations.py"
 TRACE = equations.read()
 ERRATA = equations.errata()
 DOCUMENTS = {equation.document for equation in TRACE.equations.values()}
@@ -17,7 +19,7 @@ def test_every_equation_has_its_textbook_function_its_engine_function_and_its_te
 
 
 def test_the_page_of_equations_is_up_to_date():
-    """If it is not: ``python tests/equations.py``."""
+    """If it is not: ``python tests/textbook/equations.py``."""
     assert (equations.ROOT / equations.PAGE).read_text() == equations.page(TRACE)
 
 
@@ -48,7 +50,7 @@ def test_the_errata_are_whole():
 
 
 def test_every_erratum_has_its_test_and_every_test_its_erratum():
-    tree = ast.parse((equations.ROOT / "tests" / "test_textbook_errata.py").read_text())
+    tree = ast.parse((equations.ROOT / TESTS / "test_textbook_errata.py").read_text())
     tests = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
     tests = [name for name in tests if name.startswith("test_")]
     assert sorted(f"`{name}`" for name in tests) == sorted(row.test for row in ERRATA)
@@ -64,7 +66,7 @@ PLANTED = {
         "lstm-21 has no function of the engine",
     ),
     "no_test": (
-        "tests/test_textbook_equations.py", "def test_net_9_", "def check_net_9_",
+        FORMULAS, "def test_net_9_", "def check_net_9_",
         "net-9 has no test",
     ),
     "an_equation_that_is_not_listed": (
@@ -76,42 +78,42 @@ PLANTED = {
         "jaxrnn/readout.py: _squared_error_bwd names step-88, which is not listed",
     ),
     "a_test_of_nothing": (
-        "tests/test_textbook_equations.py", "def test_rnn_9_", "def test_rnn_99_",
-        "tests/test_textbook_equations.py: test_rnn_99_da_prev names rnn-99, which is not listed",
+        FORMULAS, "def test_rnn_9_", "def test_rnn_99_",
+        f"{FORMULAS}: test_rnn_99_da_prev names rnn-99, which is not listed",
     ),
     "an_equation_of_a_module_that_is_not_listed": (
         "jaxrnn/textbook/unfolded.py", "follows from net-6 and net-7", "follows from net-77",
         "jaxrnn/textbook/unfolded.py: the module names net-77, which is not listed",
     ),
     "an_equations_test_that_is_skipped": (
-        "tests/test_textbook_equations.py", "def test_net_9_", "@pytest.mark.skip\ndef test_net_9_",
-        "tests/test_textbook_equations.py: test_net_9_dw_r may be skipped",
+        FORMULAS, "def test_net_9_", "@pytest.mark.skip\ndef test_net_9_",
+        f"{FORMULAS}: test_net_9_dw_r may be skipped",
     ),
     "an_equations_test_that_is_skipped_by_its_body": (
-        "tests/test_textbook_equations.py", "def test_net_9_dw_r(net):\n",
+        FORMULAS, "def test_net_9_dw_r(net):\n",
         "def test_net_9_dw_r(net):\n    pytest.skip('slow')\n",
-        "tests/test_textbook_equations.py: test_net_9_dw_r may be skipped",
+        f"{FORMULAS}: test_net_9_dw_r may be skipped",
     ),
     "an_erratums_test_that_is_skipped_somewhere": (
-        "tests/test_textbook_errata.py", "def test_the_sign_of_the_error(",
+        f"{TESTS}/test_textbook_errata.py", "def test_the_sign_of_the_error(",
         "@pytest.mark.skipif(True, reason='')\ndef test_the_sign_of_the_error(",
-        "tests/test_textbook_errata.py: test_the_sign_of_the_error may be skipped",
+        f"{TESTS}/test_textbook_errata.py: test_the_sign_of_the_error may be skipped",
     ),
     "an_erratums_test_that_is_to_fail": (
-        "tests/test_textbook_errata.py", "def test_the_sign_of_the_error(",
+        f"{TESTS}/test_textbook_errata.py", "def test_the_sign_of_the_error(",
         "@pytest.mark.xfail(strict=False)\ndef test_the_sign_of_the_error(",
-        "tests/test_textbook_errata.py: test_the_sign_of_the_error may be skipped",
+        f"{TESTS}/test_textbook_errata.py: test_the_sign_of_the_error may be skipped",
     ),
     "a_module_of_tests_that_is_skipped": (
-        "tests/test_textbook_errata.py", "\nEQUATIONS", "\npytestmark = pytest.mark.skip\nMORE",
-        "tests/test_textbook_errata.py: the module may be skipped",
+        f"{TESTS}/test_textbook_errata.py", "\nEQUATIONS", "\npytestmark = pytest.mark.skip\nMORE",
+        f"{TESTS}/test_textbook_errata.py: the module may be skipped",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("file", "text", "spoilt", "problem"), PLANTED.values(), ids=PLANTED)
 def test_a_broken_link_is_told(tmp_path, file, text, spoilt, problem):
-    for pattern in ("jaxrnn/textbook/*.py", *equations.ENGINE, "tests/test_textbook*.py"):
+    for pattern in ("jaxrnn/textbook/*.py", *equations.ENGINE, "tests/textbook/test_textbook*.py"):
         for source in equations.ROOT.glob(pattern):
             copy = tmp_path / source.relative_to(equations.ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)

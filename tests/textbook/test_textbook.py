@@ -21,7 +21,7 @@ from notations import (
     solved,
     unpack,
 )
-from problems import assert_same
+from support.problems import assert_same
 from worked_examples import rnn_example
 
 import jaxrnn

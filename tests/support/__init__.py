@@ -1,0 +1,1 @@
+"""What tests share: random problems, compiled programs, user-defined cells."""
