@@ -9,6 +9,13 @@ function sees the whole batch and stays as it is: a mean is the mean over all ro
 functions here lay them out, and make a training step that keeps them there. With several processes,
 each calls `jax.distributed.initialize` before anything else, and then runs the same program on rows
 of its own.
+
+The cores of a CPU are devices after this line, which must come before anything else that JAX does:
+
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+
+Then `make_mesh` has all cores that the process may use, and each core runs the loops over time of
+its own rows. Where there is no `os.sched_getaffinity`, `os.cpu_count()` counts the cores.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,13 +24,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxrnn import training
+from jaxrnn.checks import describe
 from jaxrnn.sharding import DATA_AXIS
-from jaxrnn.training import TrainState
-from jaxrnn.validation import describe
+from jaxrnn.training import Optimizer, TrainState, TrainStep
 
 __all__ = ["DATA_AXIS", "make_mesh", "make_train_step", "replicate", "shard_rows"]
 
@@ -49,7 +55,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     With several processes, each must hold the same values: a state drawn from the same key.
     """
     everywhere = NamedSharding(_data_mesh(mesh), PartitionSpec())
-    # a copy: what a training step is given to reuse, must not be an array of the caller's
+    # a copy: a donated buffer must not be the caller's
     return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=everywhere)(tree)
 
 
@@ -107,21 +113,23 @@ def shard_rows(tree: Any, mesh: Mesh, axes: Any = 0) -> Any:
 
 def make_train_step(
     loss_fn: Callable[..., Any],
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     mesh: Mesh,
     *,
     has_aux: bool = False,
-) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
+    donate: bool = True,
+) -> TrainStep:
     """`jaxrnn.make_train_step` on all devices of a mesh: same arguments, values, and metrics.
 
-    The state is the same on each device before and after, and donated; `replicate` puts it there.
+    The state is the same on each device before and after; `replicate` puts it there.
     The batch comes from `shard_rows`. To evaluate with the params elsewhere, `jax.device_get` them.
 
     Args:
         loss_fn: ``(params, batch, key) -> loss`` or ``(loss, aux)``, of the whole batch.
-        optimizer: any optax optimizer.
+        optimizer: any optax optimizer, or `optax.MultiSteps`.
         mesh: with an axis `DATA_AXIS`.
         has_aux: whether ``loss_fn`` returns a dict of arrays to report, too.
+        donate: whether the buffers of the state passed in are reused for the state returned.
 
     Raises:
         TypeError: a mesh that is none; and as `jaxrnn.make_train_step`.
@@ -142,15 +150,15 @@ def make_train_step(
         (1, True)
     """
     everywhere = NamedSharding(_data_mesh(mesh), PartitionSpec())
-    step = training.make_train_step(loss_fn, optimizer, has_aux=has_aux)
+    step = training.step_function(loss_fn, optimizer, has_aux=has_aux)
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        # what the loss makes of the batch need not show in its type where it is laid out
+        # the types of what the loss makes of the batch need not say where it is laid out
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return step(state, batch)
 
-    return jax.jit(
-        train_step, donate_argnums=0, in_shardings=(everywhere, None), out_shardings=everywhere
+    return training.compiled(
+        train_step, donate=donate, in_shardings=(everywhere, None), out_shardings=everywhere
     )
 
 

@@ -1,14 +1,18 @@
 """Training with optax: one pure, jitted step for any loss and any optimizer."""
 
+import functools
+import inspect
+import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jax.export import register_namedtuple_serialization
 
-from jaxrnn.validation import describe
+from jaxrnn.checks import describe, static_bool
 
 __all__ = ["TrainState", "init_train_state", "make_train_step"]
 
@@ -29,14 +33,18 @@ class TrainState(NamedTuple):
 
 register_namedtuple_serialization(TrainState, serialized_name="jaxrnn.TrainState")
 
+Optimizer: TypeAlias = optax.GradientTransformation | optax.MultiSteps
+TrainStep: TypeAlias = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
-def init_train_state(
-    params: Any, optimizer: optax.GradientTransformation, key: jax.Array
-) -> TrainState:
+
+def init_train_state(params: Any, optimizer: Optimizer, key: jax.Array) -> TrainState:
     """The state before the first step.
 
-    Everything is copied: the training step donates its state, and with it would delete arrays that
-    the caller still holds; nor can an array that the optimizer's state shares be donated twice.
+    Everything is copied, because the training step donates its state: it would delete arrays that
+    the caller still holds, and one that the optimizer's state shares with the params twice.
+
+    A checkpoint is restored into a state of the same structure: give this one to orbax as the
+    target. Without a target orbax returns dicts, and ``GRUParams(**restored)`` makes params of one.
 
     Raises:
         TypeError: an optimizer that is not optax's; a key that is no JAX PRNG key.
@@ -49,34 +57,41 @@ def init_train_state(
     state = TrainState(
         step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params), key=key
     )
-    return jax.tree.map(jnp.copy, state)
+    state = jax.tree.map(jnp.copy, state)
+    # a weakly typed leaf would have no weak type after the first step, and the second traced anew
+    return jax.tree.map(_strongly_typed, state)
 
 
 def make_train_step(
     loss_fn: Callable[..., Any],
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     *,
     has_aux: bool = False,
-) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
+    donate: bool = True,
+) -> TrainStep:
     """A jitted ``train_step(state, batch) -> (state, metrics)``.
 
-    The state passed in is donated: its buffers are reused for the state returned, so keep only the
-    latter. Batches of one shape share one trace.
+    Batches of one shape share one trace.
 
     Args:
         loss_fn: ``(params, batch, key) -> loss``, a scalar; with ``has_aux`` ``(loss, aux)``,
             where ``aux`` is a dict of arrays to report. The key is new at every step.
-        optimizer: any optax optimizer; schedules and clipping are chained into it. Those that
-            evaluate the loss themselves (`optax.lbfgs`, say) see it on the same batch and key.
+        optimizer: any optax optimizer, or `optax.MultiSteps`; schedules and clipping are chained
+            into it. Optimizers that name ``value``, ``grad``, ``value_fn``, ``grad_fn`` or
+            ``obj_fn`` (`optax.lbfgs`, `optax.contrib.sam`) get these, of the same batch and key.
         has_aux: whether ``loss_fn`` returns such a dict too.
+        donate: whether the buffers of the state passed in are reused for the state returned. Then
+            keep only the latter. With False, the state passed in stays usable, at the cost of a
+            second copy of the params and of the optimizer's state.
 
     Returns:
         The step. Its metrics are ``"loss"``, ``"gradient_norm"`` (over all params, before the
-        optimizer) and the entries of ``aux``.
+        optimizer) and the entries of ``aux``. Its attribute ``lower`` is that of `jax.jit`.
 
     Raises:
-        TypeError: a loss that is no function, an optimizer that is not optax's; at the first step,
-            a ``loss_fn`` that returns something else.
+        TypeError: a loss that is no function of three arguments, an optimizer that is not optax's;
+            at the first step, a ``loss_fn`` that returns something else.
+        ValueError: at a step, a state that was donated to an earlier one.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn, optax
@@ -90,11 +105,13 @@ def make_train_step(
         >>> int(state.step), sorted(metrics)
         (1, ['gradient_norm', 'loss'])
     """
+    return compiled(step_function(loss_fn, optimizer, has_aux=has_aux), donate=donate)
+
+
+def step_function(loss_fn: Callable[..., Any], optimizer: Optimizer, *, has_aux: bool) -> TrainStep:
+    """The training step before `jax.jit`."""
     _require_optimizer(optimizer)
-    if not callable(loss_fn):
-        raise TypeError(f"`loss_fn` must be a function; got {describe(loss_fn)}")
-    # some optimizers (line searches, schedules on plateaus) also read the loss, most do not
-    update = optax.with_extra_args_support(optimizer).update
+    _require_loss(loss_fn)
 
     def loss_and_aux(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
         out = loss_fn(params, batch, key)
@@ -118,19 +135,27 @@ def make_train_step(
         return loss, aux
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        if not isinstance(state, TrainState):
-            raise TypeError(f"`state` must be a jaxrnn.TrainState; got {describe(state)}")
         key = jax.random.fold_in(state.key, state.step)
         (loss, aux), gradients = jax.value_and_grad(loss_and_aux, has_aux=True)(
             state.params, batch, key
         )
-        updates, opt_state = update(
-            gradients,
-            state.opt_state,
-            state.params,
-            value=loss,
-            grad=gradients,
-            value_fn=lambda params: loss_and_aux(params, batch, key)[0],
+
+        def value_fn(params: Any) -> jax.Array:
+            # line searches make trial params of the dtype of their step size, float64 with x64 on
+            trial = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, state.params)
+            return loss_and_aux(trial, batch, key)[0]
+
+        updates, opt_state = _update(
+            optimizer,
+            (gradients, state.opt_state, state.params),
+            {
+                "value": loss,
+                "grad": gradients,
+                "value_fn": value_fn,
+                # optax's SAM also passes the number of its inner step
+                "grad_fn": lambda params, *_: jax.grad(value_fn)(params),
+                "obj_fn": value_fn,
+            },
         )
         metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradients), **aux}
         return (
@@ -143,11 +168,87 @@ def make_train_step(
             metrics,
         )
 
-    return jax.jit(train_step, donate_argnums=0)
+    return train_step
+
+
+def compiled(step: TrainStep, *, donate: bool, **shardings: Any) -> TrainStep:
+    """`jax.jit` of a training step, which refuses a state that is none or has been donated."""
+    donate = static_bool("donate", donate)
+    jitted = jax.jit(step, donate_argnums=0 if donate else (), **shardings)
+
+    @functools.wraps(step)
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        if not isinstance(state, TrainState):
+            raise TypeError(f"`state` must be a jaxrnn.TrainState; got {describe(state)}")
+        for leaf in jax.tree.leaves(state):
+            if isinstance(leaf, jax.Array) and _is_deleted(leaf):
+                raise ValueError(
+                    "`state` has been donated to an earlier training step, which reused its "
+                    "buffers: keep the state that the step returns, or make the step with "
+                    "donate=False"
+                )
+        return jitted(state, batch)
+
+    train_step.lower = jitted.lower  # type: ignore[attr-defined]
+    return train_step
+
+
+def _is_deleted(leaf: jax.Array) -> bool:
+    return not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted()
+
+
+def _strongly_typed(leaf: jax.Array) -> jax.Array:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf
+    return lax.convert_element_type(leaf, leaf.dtype)
+
+
+def _update(optimizer: Optimizer, arguments: tuple[Any, ...], extras: dict[str, Any]) -> Any:
+    """``optimizer.update`` of these arguments and of as many of the extras as it takes.
+
+    Signatures do not tell which these are: `optax.chain` and all wrappers declare ``**extra_args``
+    and pass them on to transforms that refuse some (SAM), need some (line searches), or refuse
+    what they do not need (line searches, too). A trial does tell, for transforms of others as well.
+    It is abstract, so that a refused call leaves nothing in the program.
+    """
+    if not isinstance(optimizer, (optax.GradientTransformationExtraArgs, optax.MultiSteps)):
+        return optimizer.update(*arguments)
+    refusals: list[Exception] = []
+    for count in range(len(extras), -1, -1):
+        for names in itertools.combinations(extras, count):
+            update = functools.partial(optimizer.update, **{name: extras[name] for name in names})
+            try:
+                jax.eval_shape(update, *arguments)
+            except Exception as error:
+                # an argument that is refused is a TypeError, and calls for fewer of them
+                if not refusals and not isinstance(error, TypeError):
+                    raise
+                refusals.append(error)
+            else:
+                return update(*arguments)
+    raise refusals[0]
 
 
 def _require_optimizer(optimizer: Any) -> None:
-    if not isinstance(optimizer, optax.GradientTransformation):
+    if not isinstance(optimizer, (optax.GradientTransformation, optax.MultiSteps)):
         raise TypeError(
-            f"`optimizer` must be an optax.GradientTransformation; got {type(optimizer).__name__}"
+            "`optimizer` must be an optax.GradientTransformation or optax.MultiSteps; "
+            f"got {type(optimizer).__name__}"
         )
+
+
+def _require_loss(loss_fn: Any) -> None:
+    if not callable(loss_fn):
+        raise TypeError(f"`loss_fn` must be a function; got {describe(loss_fn)}")
+    try:
+        signature = inspect.signature(loss_fn)
+    except ValueError:
+        # a builtin does not say what it takes
+        return
+    try:
+        signature.bind(None, None, None)
+    except TypeError as error:
+        raise TypeError(
+            "`loss_fn` must take (params, batch, key), even if it does not use the key; "
+            f"got a function of {signature}"
+        ) from error

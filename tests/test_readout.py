@@ -10,6 +10,7 @@ from support.problems import assert_same, random_tree
 
 import jaxrnn
 from jaxrnn import AffineParams
+from jaxrnn.testing import relative_differences
 
 T, B, H, O = 5, 3, 4, 6
 RNG = np.random.default_rng(0)
@@ -17,22 +18,30 @@ LOGITS = jnp.asarray(RNG.normal(size=(T, B, O)))
 LABELS = jnp.asarray(RNG.integers(0, O, size=(T, B)), jnp.int32)
 TARGETS = jnp.asarray(RNG.normal(size=(T, B, O)))
 MASK = jnp.asarray(RNG.random(size=(T, B)) < 0.6)
+WEIGHTS = jnp.asarray(RNG.uniform(0.5, 2, size=(T, B)))
 SHAPES = [(), (1,), (B,), (T, B), (2, T, B)]
 
 
-def masked_mean(losses, mask):
-    """The plain formula: a sum over what is kept, divided by how much that is."""
-    if mask is None:
+def reduced(losses, mask=None, weights=None, reduction="mean"):
+    """The plain formulas: a sum over what is kept, divided by how much that is."""
+    if mask is None and weights is None and reduction == "mean":
         return jnp.mean(losses)
-    return jnp.sum(losses * mask.astype(losses.dtype)) / jnp.sum(mask).astype(losses.dtype)
+    weights = jnp.ones_like(losses) if weights is None else weights
+    weights = weights if mask is None else weights * mask.astype(losses.dtype)
+    return {
+        "none": losses * weights,
+        "sum": jnp.sum(losses * weights),
+        "mean": jnp.sum(losses * weights) / jnp.sum(weights),
+    }[reduction]
 
 
-def plain_cross_entropy(logits, labels, mask=None):
-    return masked_mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels), mask)
+def plain_cross_entropy(logits, labels, **options):
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return reduced(losses, **options)
 
 
-def plain_squared_error(predictions, targets, mask=None):
-    return masked_mean(jnp.sum(optax.losses.l2_loss(predictions, targets), axis=-1), mask)
+def plain_squared_error(predictions, targets, **options):
+    return reduced(jnp.sum(optax.losses.l2_loss(predictions, targets), axis=-1), **options)
 
 
 LOSSES = {
@@ -70,25 +79,95 @@ def test_loss_is_the_plain_formula(loss, shape, masked):
     )
 
 
+REDUCTIONS = ["mean", "sum", "none"]
+
+
+def value_and_every_gradient(loss_fn, y, other, *, mask, weights, reduction):
+    """Of the loss times a random cotangent; the gradients of the weights are the last."""
+    cotangent = random_tree(WEIGHTS if reduction == "none" else jnp.zeros(()), seed=6)
+
+    def scalar(y, other, weights):
+        value = loss_fn(y, other, mask=mask, weights=weights, reduction=reduction)
+        return jnp.vdot(value.astype(cotangent.dtype), cotangent), value
+
+    argnums = (0, 1, 2) if jnp.issubdtype(other.dtype, jnp.floating) else (0, 2)
+    pull = jax.jit(jax.value_and_grad(scalar, argnums, has_aux=True))
+    (_, value), gradients = pull(y, other, weights)
+    return value, gradients
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_weights_and_reductions_are_the_plain_formulas(loss, reduction):
+    """Eagerly too; and nothing masked is read, a weight neither."""
+    rule, plain, other = loss
+    options = {"mask": MASK, "weights": WEIGHTS, "reduction": reduction}
+    expected = value_and_every_gradient(plain, LOGITS, other, **options)
+    options["weights"] = jnp.where(MASK, WEIGHTS, jnp.nan)
+    poisoned = jnp.where(MASK[..., None], LOGITS, jnp.nan)
+    actual = value_and_every_gradient(rule, poisoned, other, **options)
+    # the plain formula reads a masked loss, so that its weight has a gradient
+    masked = jnp.where(MASK, expected[1][-1], 0)
+    assert_same(actual, (expected[0], (*expected[1][:-1], masked)))
+    assert_same(rule(poisoned, other, **options), expected[0])
+    without = rule(poisoned, other, mask=MASK, reduction=reduction)
+    assert_same(without, plain(LOGITS, other, mask=MASK, reduction=reduction))
+
+
+def test_a_weight_counts_as_so_many_copies_of_its_position(loss):
+    rule, _, other = loss
+    copies = np.array([0, 3, 1, 2, 0])
+    y, other = LOGITS[:, 0], other[:, 0]
+    repeated = rule(jnp.repeat(y, copies, axis=0), jnp.repeat(other, copies, axis=0))
+    assert_same(rule(y, other, weights=copies.astype(np.float64)), repeated)
+
+
+def test_microbatches_add_up_by_their_sums(loss):
+    """The sum of gradients over the sum of weights is the whole batch's; a mean of means is not."""
+    rule, _, other = loss
+    lengths = jnp.array([5, 1, 2])
+    mask = jaxrnn.valid_steps(lengths, T)
+
+    def gradient(rows, reduction):
+        def loss(y):
+            options = {"mask": mask[:, rows], "weights": WEIGHTS[:, rows], "reduction": reduction}
+            return rule(y[:, rows], other[:, rows], **options)
+
+        return jax.grad(loss)(LOGITS)
+
+    microbatches = [slice(0, 1), slice(1, 3)]
+    whole = gradient(slice(None), "mean")
+    count = sum(jnp.sum(jnp.where(mask, WEIGHTS, 0)[:, rows]) for rows in microbatches)
+    assert_same(sum(gradient(rows, "sum") for rows in microbatches) / count, whole)
+    of_means = sum(gradient(rows, "mean") for rows in microbatches) / 2
+    assert max(relative_differences(of_means, whole).values()) > 0.2
+
+
 def test_second_derivatives_of_losses(loss):
     """Forward over the rule, and the rule by itself; NaN where masked stays out of both."""
     rule, plain, other = loss
-    direction = random_tree(LOGITS, seed=2)
+    directions = random_tree((LOGITS, WEIGHTS), seed=2)
+    directions = (directions[0], jnp.where(MASK, directions[1], 0))
 
-    def second(loss_fn, y):
-        def f(y):
-            return jnp.sin(loss_fn(y, other, mask=MASK))
+    def second(loss_fn, *inputs):
+        def f(y, weights):
+            return jnp.sin(loss_fn(y, other, mask=MASK, weights=weights))
 
-        return jax.jit(
-            lambda y: (
-                jax.jvp(jax.grad(f), (y,), (direction,))[1],
-                jax.grad(lambda y: jnp.vdot(jax.grad(f)(y), direction))(y),
-            )
-        )(y)
+        def slope(*inputs):
+            gradients = jax.grad(f, argnums=(0, 1))(*inputs)
+            # the plain formula reads masked losses
+            return jnp.vdot(gradients[0], directions[0]) + jnp.vdot(gradients[1], directions[1])
 
-    expected = second(plain, LOGITS)
-    assert_same(second(rule, LOGITS), expected)
-    assert_same(second(rule, jnp.where(MASK[..., None], LOGITS, jnp.nan)), expected)
+        def run(*inputs):
+            forward = jax.jvp(jax.grad(f), inputs, directions)[1]
+            return forward, jax.grad(slope, argnums=(0, 1))(*inputs)
+
+        forward, (dy, dweights) = jax.jit(run)(*inputs)
+        return forward, dy, jnp.where(MASK, dweights, 0)
+
+    expected = second(plain, LOGITS, WEIGHTS)
+    assert_same(second(rule, LOGITS, WEIGHTS), expected)
+    poisoned = jnp.where(MASK[..., None], LOGITS, jnp.nan)
+    assert_same(second(rule, poisoned, jnp.where(MASK, WEIGHTS, jnp.nan)), expected)
 
 
 def test_hessian_of_cross_entropy():
@@ -103,11 +182,14 @@ def test_losses_under_vmap(loss):
     rule, _, other = loss
     mask = MASK.at[:, 0].set(True)
 
-    def gradient(y, other, mask):
-        return jax.value_and_grad(lambda y: rule(y, other, mask=mask))(y)
+    def gradient(y, other, mask, weights):
+        def mapped(y, weights):
+            return rule(y, other, mask=mask, weights=weights)
 
-    mapped = jax.jit(jax.vmap(gradient, in_axes=1))(LOGITS, other, mask)
-    rows = [gradient(LOGITS[:, b], other[:, b], mask[:, b]) for b in range(B)]
+        return jax.value_and_grad(mapped, argnums=(0, 1))(y, weights)
+
+    mapped = jax.jit(jax.vmap(gradient, in_axes=1))(LOGITS, other, mask, WEIGHTS)
+    rows = [gradient(LOGITS[:, b], other[:, b], mask[:, b], WEIGHTS[:, b]) for b in range(B)]
     assert_same(mapped, jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows))
 
 
@@ -143,13 +225,47 @@ def test_nothing_to_average_is_zero(loss, case):
         np.testing.assert_array_equal(gradient, 0)
 
 
+def test_weights_that_sum_to_zero_are_a_mean_of_zero(loss):
+    rule, _, other = loss
+    weights = jnp.zeros((T, B))
+
+    def gradients(*inputs):
+        def mean(y, weights):
+            return rule(y, other, weights=weights)
+
+        return jax.value_and_grad(mean, argnums=(0, 1))(*inputs)
+
+    def slope(*inputs):
+        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(gradients(*inputs)))
+
+    run = jax.jit(lambda *inputs: (gradients(*inputs), jax.grad(slope, (0, 1))(*inputs)))
+    for leaf in jax.tree.leaves(run(LOGITS, weights)):
+        np.testing.assert_array_equal(leaf, 0)
+
+
+@pytest.fixture(scope="module")
+def traced_cross_entropy():
+    """Value and gradient, compiled for any labels and mask."""
+
+    def loss_fn(logits, labels, mask):
+        return jaxrnn.softmax_cross_entropy(logits, labels, mask=mask)
+
+    return jax.jit(jax.value_and_grad(loss_fn))
+
+
 @pytest.mark.parametrize("label", BAD_LABELS)
-def test_traced_label_out_of_range_is_nan(label):
-    labels = LABELS.at[1, 2].set(label)
-    loss_fn = jax.jit(lambda labels, mask: jaxrnn.softmax_cross_entropy(LOGITS, labels, mask=mask))
+def test_traced_label_out_of_range_is_nan(label, traced_cross_entropy):
+    """In the loss and in the gradient of its own position; masked, it is not read."""
     keep = jnp.ones((T, B), jnp.bool_)
-    assert jnp.isnan(loss_fn(labels, keep))
-    assert jnp.isfinite(loss_fn(labels, keep.at[1, 2].set(False)))
+    _, expected = traced_cross_entropy(LOGITS, LABELS, keep)
+    labels = LABELS.at[1, 2].set(label)
+    value, gradient = traced_cross_entropy(LOGITS, labels, keep)
+    assert jnp.isnan(value)
+    np.testing.assert_array_equal(gradient, expected.at[1, 2].set(jnp.nan))
+    without = keep.at[1, 2].set(False)
+    value, gradient = traced_cross_entropy(LOGITS, labels, without)
+    assert_same((value, gradient), traced_cross_entropy(LOGITS, LABELS.at[1, 2].set(0), without), 0)
+    assert jnp.isfinite(value)
 
 
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8, jnp.int64, jnp.uint32])
@@ -206,6 +322,29 @@ def test_losses_of_sixteen_bits(loss, dtype):
     assert_same(widened, exact[1], float(jnp.finfo(dtype).eps))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "of_weights"), [(jnp.bfloat16, jnp.float16), (jnp.float32, jnp.float64)]
+)
+def test_weights_may_have_another_dtype(loss, dtype, of_weights):
+    """They are summed in the loss's dtype, and their gradient has their own."""
+    rule, _, other = loss
+    narrow = other.astype(dtype) if other.ndim == 3 else other
+    wide = narrow.astype(jnp.float64) if other.ndim == 3 else other
+    options = {"mask": MASK, "reduction": "mean"}
+    y, weights = LOGITS.astype(dtype), WEIGHTS.astype(of_weights)
+    value, gradients = value_and_every_gradient(rule, y, narrow, weights=weights, **options)
+    assert value.dtype == jnp.float32
+    assert [gradient.dtype for gradient in gradients] == [
+        *[dtype] * (len(gradients) - 1),
+        of_weights,
+    ]
+    y, weights = y.astype(jnp.float64), weights.astype(jnp.float64)
+    exact = value_and_every_gradient(rule, y, wide, weights=weights, **options)
+    assert_same(value.astype(jnp.float64), exact[0], 1e-6)
+    widened = tuple(gradient.astype(jnp.float64) for gradient in gradients)
+    assert_same(widened, exact[1], 10 * float(jnp.finfo(dtype).eps))
+
+
 PARAMS = AffineParams(w=jnp.asarray(RNG.normal(size=(H, O))), b=jnp.asarray(RNG.normal(size=O)))
 
 
@@ -255,8 +394,8 @@ def test_network_with_head_and_loss_equals_autodiff():
     def plain(params, head):
         (h, *_), hs = jaxrnn.unroll_reference(cell, params, LOGITS, lengths=lengths)
         b = jnp.broadcast_to(head.b, (T, B, O))
-        every = plain_cross_entropy(hs @ head.w + b, LABELS, mask)
-        return every + plain_cross_entropy(h @ head.w + b[0], LABELS[0], lengths > 0)
+        every = plain_cross_entropy(hs @ head.w + b, LABELS, mask=mask)
+        return every + plain_cross_entropy(h @ head.w + b[0], LABELS[0], mask=lengths > 0)
 
     def run(f):
         return jax.jit(jax.value_and_grad(f, (0, 1)))(params, PARAMS)
@@ -305,3 +444,14 @@ def test_last_valid_is_the_final_state(cell):
     lengths = jnp.array([0, T, 2])
     final_state, hs = jaxrnn.unroll(cell, random_tree(params), LOGITS, lengths=lengths)
     assert_same(jaxrnn.last_valid(hs, lengths), final_state.h, 0)
+
+
+def test_reversed_the_last_valid_step_ran_first():
+    cell, lengths = jaxrnn.ELMAN, jnp.array([1, T, 2])
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), O, H, dtype=jnp.float64))
+    params = random_tree(params)
+    final_state, hs = jaxrnn.unroll(cell, params, LOGITS, lengths=lengths, reverse=True)
+    assert_same(final_state.h, hs[0])
+    x = jaxrnn.last_valid(LOGITS, lengths)
+    _, first = cell.step(params, cell.initial_state(params, (B,)), x)
+    assert_same(jaxrnn.last_valid(hs, lengths), first)

@@ -236,24 +236,164 @@ def test_loss_falls_on_a_task_of_memory(name, optimizer):
     assert np.mean(losses[-10:]) < 0.6 * np.log(2)
 
 
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        optax.lbfgs(),
-        optax.polyak_sgd(max_learning_rate=0.1),
-        optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau()),
-    ],
-    ids=["lbfgs", "polyak_sgd", "reduce_on_plateau"],
-)
-def test_optimizers_that_read_the_loss_are_given_it(optimizer):
-    def loss_fn(params, batch, key):
-        return jnp.sum((params - batch) ** 2)
+def fit(params, batch, key):
+    """The loss of a tiny network that can be fitted exactly."""
+    return jaxrnn.squared_error(jaxrnn.affine(params, batch), batch[:, :2])
 
+
+def sam(**options):
+    return optax.contrib.sam(
+        optax.sgd(0.3), optax.chain(optax.contrib.normalize(), optax.sgd(0.01)), **options
+    )
+
+
+# optimizers that name arguments of `update` beside the params, alone and within what hides that
+WITH_EXTRA_ARGUMENTS = {
+    "lbfgs": optax.lbfgs,
+    "backtracking": lambda: optax.chain(
+        optax.sgd(1.0), optax.scale_by_backtracking_linesearch(max_backtracking_steps=5)
+    ),
+    "polyak_sgd": lambda: optax.polyak_sgd(max_learning_rate=0.5),
+    "reduce_on_plateau": lambda: optax.chain(
+        optax.sgd(0.3), optax.contrib.reduce_on_plateau(patience=50)
+    ),
+    "sam": sam,
+    "opaque sam": lambda: sam(opaque_mode=True),
+    "sophia": lambda: optax.contrib.sophia(0.1, gamma=1.0, update_interval=1),
+    "schedule_free": lambda: optax.contrib.schedule_free_sgd(0.5),
+    "sam, chained": lambda: optax.chain(optax.clip_by_global_norm(9.0), sam(), optax.scale(0.5)),
+    "sam, if finite": lambda: optax.apply_if_finite(sam(opaque_mode=True), 3),
+    "polyak_sgd, masked": lambda: optax.masked(optax.polyak_sgd(0.5), True),
+    "polyak_sgd, injected": lambda: optax.inject_hyperparams(optax.polyak_sgd)(0.5),
+    "sgd, in two steps": lambda: optax.MultiSteps(optax.sgd(0.5), 2),
+    "opaque sam, in two steps": lambda: optax.MultiSteps(sam(opaque_mode=True), 2),
+    "sgd, transformed": lambda: optax.MultiSteps(optax.sgd(0.5), 2).gradient_transformation(),
+}
+
+
+@pytest.mark.parametrize("optimizer", WITH_EXTRA_ARGUMENTS.values(), ids=WITH_EXTRA_ARGUMENTS)
+def test_optimizers_are_given_the_arguments_that_they_name(optimizer):
     # optax mixes dtypes in these
     with jax.numpy_dtype_promotion("standard"):
+        optimizer = optimizer()
+        step, state = jaxrnn.make_train_step(fit, optimizer), new_state(optimizer)
+        state, first = step(state, BATCHES[0])
+        for _ in range(40):
+            state, metrics = step(state, BATCHES[0])
+    assert metrics["loss"] < 0.2 * first["loss"]
+
+
+def of_arguments(*named):
+    """An optimizer that takes these arguments alone, and keeps what they are of the params."""
+
+    def made(value=None, grad=None, value_fn=None, grad_fn=None, obj_fn=None, *, params):
+        return {
+            "value": value,
+            "grad": grad,
+            "value_fn": value_fn and value_fn(params),
+            "grad_fn": grad_fn and (grad_fn(params), grad_fn(params, 0)),
+            "obj_fn": obj_fn and obj_fn(params),
+        }
+
+    def init(params):
+        value, grad = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+        return made(value, grad, lambda _: value, lambda *_: grad, lambda _: value, params=params)
+
+    def update(updates, state, params, **given):
+        if set(given) != set(named):
+            raise TypeError(f"takes {named}; got {[*given]}")
+        return updates, {**state, **{k: made(**given, params=params)[k] for k in named}}
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("value", "grad", "value_fn", "grad_fn", "obj_fn"),
+        ("grad_fn",),
+        ("grad", "obj_fn"),
+        (),
+    ],
+    ids="-".join,
+)
+def test_an_argument_is_passed_where_it_is_named_and_is_what_it_says(names):
+    optimizer = optax.chain(of_arguments(*names), optax.sgd(0.1))
+    state, _ = jaxrnn.make_train_step(noisy_loss, optimizer)(new_state(optimizer), BATCHES[0])
+    first = jax.random.fold_in(jax.random.key(1), 0)
+    loss, gradient = jax.value_and_grad(noisy_loss)(new_params(), BATCHES[0], first)
+    zero = jax.tree.map(jnp.zeros_like, gradient)
+    expected = {
+        "value": loss,
+        "grad": gradient,
+        "value_fn": loss,
+        "grad_fn": (gradient, gradient),
+        "obj_fn": loss,
+    }
+    nothing = {
+        **dict.fromkeys(expected, jnp.zeros(())),
+        "grad": zero,
+        "grad_fn": (zero, zero),
+    }
+    assert_same(state.opt_state[0], {k: (expected if k in names else nothing)[k] for k in expected})
+
+
+def test_an_optimizer_that_takes_no_set_of_arguments_says_what_it_said_first():
+    # one needs the loss, the other refuses it
+    optimizer = optax.chain(optax.polyak_sgd(0.5), of_arguments())
+    step = jaxrnn.make_train_step(fit, optimizer)
+    with pytest.raises(TypeError, match=r"takes \(\); got \['value', 'grad', 'value_fn'"):
+        step(new_state(optimizer), BATCHES[0])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_one_trace_of_an_optimizer_whose_state_begins_weakly_typed(dtype):
+    """In float32 with x64 on too, where the line search makes its trial params float64."""
+    traces = []
+
+    def loss_fn(params, batch, key):
+        assert params.w.dtype == dtype
+        traces.append(1)
+        return fit(params, batch.astype(dtype), key)
+
+    optimizer = optax.lbfgs()
+    assert any(leaf.weak_type for leaf in jax.tree.leaves(optimizer.init(new_params())))
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), new_params())
+    with jax.numpy_dtype_promotion("standard"):
+        state = jaxrnn.init_train_state(params, optimizer, jax.random.key(1))
         step = jaxrnn.make_train_step(loss_fn, optimizer)
-        state = jaxrnn.init_train_state(jnp.zeros(3), optimizer, jax.random.key(0))
-        state, first = step(state, jnp.arange(3.0))
-        for _ in range(20):
-            state, metrics = step(state, jnp.arange(3.0))
-    assert metrics["loss"] < 0.1 * first["loss"]
+        before = jax.tree.map(jax.typeof, state)
+        state, first = step(state, BATCHES[0])
+        assert jax.tree.map(jax.typeof, state) == before
+        once = len(traces)
+        for _ in range(5):
+            state, metrics = step(state, BATCHES[0])
+    assert len(traces) == once
+    assert metrics["loss"] < 0.01 * first["loss"]
+
+
+def test_a_state_that_is_not_donated_stays_usable():
+    optimizer = optax.sgd(0.1, momentum=0.9)
+    step = jaxrnn.make_train_step(noisy_loss, optimizer, donate=False)
+    state = new_state(optimizer)
+    once, again = step(state, BATCHES[0]), step(state, BATCHES[0])
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    assert_same((numbers(once[0]), once[1]), (numbers(again[0]), again[1]), 0)
+
+
+def test_a_state_donated_before_is_refused():
+    optimizer = optax.sgd(0.1)
+    step, state = jaxrnn.make_train_step(noisy_loss, optimizer), new_state(optimizer)
+    step(state, BATCHES[0])
+    with pytest.raises(ValueError, match=r"`state` has been donated .* donate=False"):
+        step(state, BATCHES[0])
+
+
+def test_a_training_step_runs_within_a_scan():
+    optimizer = optax.sgd(0.1)
+    step = jaxrnn.make_train_step(noisy_loss, optimizer)
+    expected, losses = run(step, new_state(optimizer))
+    state, metrics = jax.jit(lambda state, batches: jax.lax.scan(step, state, batches))(
+        new_state(optimizer), jnp.stack(BATCHES)
+    )
+    assert_same((numbers(state), metrics["loss"]), (numbers(expected), jnp.stack(losses)), 1e-12)

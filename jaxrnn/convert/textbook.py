@@ -26,10 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn.cells import ElmanParams, LSTMParams
+from jaxrnn.checks import concrete, describe, floating, matching_arrays
 from jaxrnn.readout import AffineParams
 from jaxrnn.textbook import LSTM_PARAMETERS, NET_PARAMETERS, RNN_PARAMETERS, STEP_PARAMETERS
 from jaxrnn.textbook.checks import parameters_of
-from jaxrnn.validation import concrete, describe, floating, matching_arrays
 
 __all__ = [
     "lstm_from_textbook",

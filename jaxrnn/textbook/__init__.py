@@ -5,6 +5,9 @@ names, arguments, return values and shapes: features first, then examples, then 
 is an explicit formula. Nothing here imports the rest of the library, so that it can be an
 independent oracle for it; `jaxrnn.convert` translates the parameters.
 
+Run ``jax.config.update("jax_enable_x64", True)`` before anything else: the formulas agree with
+autodiff to 1e-12 in float64 only, and float64 arrays of numpy are refused while x64 is off.
+
 - `jaxrnn.textbook.rnn`: "Recurrent Neural Network", the simple network (equations rnn-1, ...)
 - `jaxrnn.textbook.lstm`: "Recurrent Neural Network", the LSTM (lstm-1, ...)
 - `jaxrnn.textbook.head`: the softmax prediction and its cross-entropy, for both

@@ -13,6 +13,9 @@ __all__ = ["cache_at"]
 def cache_at(caches: Cache, t: int) -> Cache:
     """The cache of step ``t``, 0 for the first: what the document writes as ``caches[t]``.
 
+    The document unpacks ``(caches, x) = caches`` before. Leave that out, because the caches hold
+    the input (erratum E47).
+
     Args:
         caches: what `rnn_forward`, `lstm_forward` or `sequence_forward` returned.
         t: an int, Python's or numpy's, in 0..T-1, known before tracing.

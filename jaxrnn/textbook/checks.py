@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 __all__ = [
     "Array",
@@ -20,6 +21,8 @@ __all__ = [
     "array",
     "cache_of",
     "describe",
+    "field_of_a_step",
+    "of_a_sequence",
     "parameters_of",
 ]
 
@@ -36,7 +39,16 @@ class Fixed(NamedTuple):
 
 
 def array(name: str, value: Any, axes: str, fixed: Fixed) -> jax.Array:
-    """``value`` as a floating array of these axes; what it fixes is written into ``fixed``."""
+    """``value`` as a floating array of these axes; what it fixes is written into ``fixed``.
+
+    An array of float64 is refused while x64 is off, because JAX would round it to float32.
+    """
+    # the dtype that JAX gives to a Python float tells whether x64 is on
+    if _holds_float64(value) and jnp.result_type(float) != np.float64:
+        raise TypeError(
+            f"`{name}` is float64, which JAX rounds to float32 while x64 is off: turn it on before "
+            'anything else, by jax.config.update("jax_enable_x64", True), or pass float32'
+        )
     try:
         value = jnp.asarray(value)
     except (TypeError, ValueError) as error:
@@ -58,6 +70,10 @@ def array(name: str, value: Any, axes: str, fixed: Fixed) -> jax.Array:
     if not fixed.dtypes:
         fixed.dtypes[name] = value.dtype
     return value
+
+
+def _holds_float64(value: Any) -> bool:
+    return any(getattr(leaf, "dtype", None) == np.float64 for leaf in jax.tree.leaves(value))
 
 
 def _bind(axis: str, size: int, sizes: dict[str, int]) -> bool:
@@ -115,6 +131,11 @@ def cache_of(
         raise TypeError(
             f"`{name}` must be the {kind.__name__} of the forward pass; got {describe(value)}"
         )
+    if not steps and of_a_sequence(value):
+        raise ValueError(
+            f"`{name}` must be the cache of one step; got the {kind.__name__} of a sequence, whose "
+            f"step t is cache_at({name}, t)"
+        )
     held = value._asdict()
     checked, fixed = parameters_of(held.pop("parameters"), parameters, f"{name}.parameters")
     arrays = {
@@ -122,6 +143,24 @@ def cache_of(
         for field, leaf in held.items()
     }
     return value._replace(parameters=checked, **arrays), fixed
+
+
+def of_a_sequence(cache: Any) -> bool:
+    """Whether a cache has a leading axis of time on its fields."""
+    return getattr(getattr(cache, cache._fields[0]), "ndim", 0) == 3
+
+
+def field_of_a_step(cache: Any, index: Any) -> Any:
+    """``cache[index]``, a field of the cache of one step.
+
+    In the documents ``caches[t]`` is a step. Here it would be a field, so it is refused.
+    """
+    if of_a_sequence(cache) and not isinstance(index, slice):
+        raise TypeError(
+            f"the caches of a sequence have no step [{index!r}]: it is cache_at(caches, t), from "
+            "jaxrnn.textbook. They hold the input too, so there is no (caches, x) to unpack"
+        )
+    return tuple.__getitem__(cache, index)
 
 
 def describe(value: Any) -> str:

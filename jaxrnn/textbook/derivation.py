@@ -49,7 +49,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn.textbook.checks import Array, Fixed, Parameters, array, cache_of, parameters_of
+from jaxrnn.textbook.checks import (
+    Array,
+    Fixed,
+    Parameters,
+    array,
+    cache_of,
+    field_of_a_step,
+    parameters_of,
+)
 
 __all__ = [
     "STEP_PARAMETERS",
@@ -95,6 +103,9 @@ class StepCache(NamedTuple):
     o: Array
     c: Array
     parameters: Parameters
+
+    def __getitem__(self, index: Any) -> Any:
+        return field_of_a_step(self, index)
 
 
 CACHE = {field: "n_x m" if field == "x" else "n_h m" for field in StepCache._fields[:-1]}

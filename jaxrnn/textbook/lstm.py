@@ -47,7 +47,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn.textbook.checks import Array, Parameters, array, cache_of, parameters_of
+from jaxrnn.textbook.checks import (
+    Array,
+    Parameters,
+    array,
+    cache_of,
+    field_of_a_step,
+    parameters_of,
+)
 from jaxrnn.textbook.head import head_backward, predict
 
 __all__ = [
@@ -94,6 +101,9 @@ class LSTMCache(NamedTuple):
     ot: Array
     xt: Array
     parameters: Parameters
+
+    def __getitem__(self, index: Any) -> Any:
+        return field_of_a_step(self, index)
 
 
 CACHE = {field: "n_x m" if field == "xt" else "n_a m" for field in LSTMCache._fields[:-1]}

@@ -30,7 +30,14 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn.textbook.checks import Array, Parameters, array, cache_of, parameters_of
+from jaxrnn.textbook.checks import (
+    Array,
+    Parameters,
+    array,
+    cache_of,
+    field_of_a_step,
+    parameters_of,
+)
 from jaxrnn.textbook.head import head_backward, predict
 
 __all__ = [
@@ -64,6 +71,9 @@ class RNNCache(NamedTuple):
     a_prev: Array
     xt: Array
     parameters: Parameters
+
+    def __getitem__(self, index: Any) -> Any:
+        return field_of_a_step(self, index)
 
 
 CACHE = {"a_next": "n_a m", "a_prev": "n_a m", "xt": "n_x m"}

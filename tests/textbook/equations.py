@@ -16,7 +16,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 PAGE = "jaxrnn/textbook/EQUATIONS.md"
 ERRATA = "jaxrnn/textbook/README.md"
-ENGINE = ("jaxrnn/cells/*.py", "jaxrnn/bptt.py", "jaxrnn/readout.py")
+ENGINE = ("jaxrnn/cells/*.py", "jaxrnn/bptt.py", "jaxrnn/loops.py", "jaxrnn/readout.py")
 
 # the first part of an id, in the order of the page
 KINDS = ("rnn", "lstm", "step", "net")

@@ -15,6 +15,7 @@ import numpy as np
 import jaxrnn
 from jaxrnn import textbook
 from jaxrnn.convert import textbook as convert
+from jaxrnn.testing import arrays
 
 
 class Problem(NamedTuple):
@@ -173,7 +174,7 @@ def by_autodiff(loss):
 
 def compiled(run, *args):
     """Compiled without optimisation: each program runs once."""
-    return jax.jit(run, compiler_options={"xla_backend_optimization_level": "0"})(*args)
+    return arrays.compiled(run)(*args)
 
 
 @functools.cache

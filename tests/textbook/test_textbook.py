@@ -81,11 +81,12 @@ def engine_cell(notation, inputs, dh, dc):
     state = jaxrnn.ElmanState if notation == "rnn" else jaxrnn.LSTMState
     before = state(*(q.T for q in states))
 
-    after, gates = cell.advance(params, before, cell.project(params, x.T, None), None)
-    factors = cell.linearize(params, before, after, gates, None)
+    inputs = cell.project(params, x.T, None)
+    after, gates = cell.advance(params, before, inputs, None)
+    factors = cell.linearize(params, inputs, before, after, gates, None)
     dafter = state(*(q.T for q in (dh, dc)[: len(states)]))
     dbefore, deltas = cell.pull(params, dafter, factors, None)
-    dparams, dx, _ = cell.contract(params, x.T, before, gates, deltas, None)
+    dparams, dx, _ = cell.gradients(params, x.T, before, after, gates, deltas, None)
 
     dhead = jax.tree.map(jnp.zeros_like, head)
     (named,) = pull_names(dparams if notation == "step" else (dparams, dhead))

@@ -143,7 +143,7 @@ ERRORS = {
     ),
     "cache_of_a_sequence_for_a_cell": (
         lambda g: textbook.rnn_cell_backward(g["rnn"].out["a"][..., 0], g["rnn"].caches),
-        (ValueError, r"`cache\.a_next` must have shape \(n_a=\d, m\); got shape"),
+        (ValueError, r"`cache` must be the cache of one step; .* RNNCache .* cache_at\(cache, t\)"),
     ),
     "cache_of_a_cell_for_a_sequence": (
         lambda g: textbook.rnn_backward(g["rnn"].out["a"], cell(g, "rnn")),
@@ -236,3 +236,47 @@ def test_bad_input_is_refused_by_name(given, call, error):
     kind, message = error
     with pytest.raises(kind, match=message):
         call(given)
+
+
+@pytest.mark.parametrize("notation", ["rnn", "lstm", "step"])
+@pytest.mark.parametrize("t", [0, 1, np.int64(-1), 99], ids=repr)
+def test_a_step_is_not_taken_by_an_index(given, notation, t):
+    """``caches[t]`` of the documents would be a field, of all steps."""
+    with pytest.raises(TypeError, match=r"no step .* cache_at\(caches, t\)"):
+        given[notation].caches[t]
+
+
+@pytest.mark.parametrize("notation", ["rnn", "lstm", "step"])
+def test_the_cache_of_a_step_is_a_tuple(given, notation):
+    cache = cell(given, notation)
+    assert cache[0] is getattr(cache, cache._fields[0])
+    assert cache[-1] is cache.parameters
+    first, *_, parameters = cache
+    assert first is cache[0]
+    assert parameters is cache.parameters
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: textbook.cross_entropy(x, x),
+        lambda x: textbook.cross_entropy(jnp.asarray(x, jnp.float32), list(x)),
+        lambda x: textbook.rnn_forward(x, x[..., 0], dict.fromkeys(textbook.RNN_PARAMETERS, x)),
+        lambda x: textbook.net_error(x, jnp.asarray(x, jnp.float32)),
+        lambda x: textbook.squared_error(x, x),
+    ],
+    ids=["both", "list of arrays", "parameters", "one", "squared error"],
+)
+def test_float64_is_never_rounded_in_silence(call):
+    x = np.full((2, 3, 4), 0.1)
+    with (
+        jax.enable_x64(False),
+        pytest.raises(TypeError, match=r"is float64, .*update\(\"jax_enable_x64\", True\)"),
+    ):
+        call(x)
+
+
+def test_float32_serves_while_x64_is_off():
+    with jax.enable_x64(False):
+        x = np.full((2, 3, 4), 0.5, np.float32)
+        assert textbook.cross_entropy(x, jnp.asarray(x)).dtype == jnp.float32
