@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from jaxrnn.products import accumulation_dtype
+from jaxrnn.dtypes import accumulation_dtype
 
 __all__ = ["Initializer", "glorot_uniform", "orthogonal", "per_gate", "uniform_fan_out", "zeros"]
 

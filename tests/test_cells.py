@@ -1,5 +1,9 @@
 """The cells as functions: `step` is the documented equations, and fits into `lax.scan` as it is."""
 
+import gc
+import pydoc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +11,7 @@ import pytest
 from support.problems import assert_same, make_problem, random_tree
 
 import jaxrnn
+from jaxrnn.blocks import sigmoid_or_tanh
 
 
 def sigmoid(a):
@@ -65,6 +70,139 @@ def test_step_is_the_documented_equations(cell, batch):
     np.testing.assert_array_equal(h, after.h)
 
 
+SHUT, OPEN = -20.0, 20.0
+# per gate: the other pre-activations, and the state before, of which one step makes the gate itself
+# (r as tanh(r))
+ISOLATED = {
+    "ELMAN": {"h": ((None,), (0,))},
+    "LSTM": {
+        "i": ((None, 0, OPEN, OPEN), (0, 0)),
+        "f": ((0, None, 0, OPEN), (0, 1)),
+        "g": ((OPEN, 0, None, OPEN), (0, 0)),
+        "o": ((0, OPEN, 0, None), (0, 100)),
+    },
+    "GRU": {
+        "r": ((None, SHUT, 0), (0,)),
+        "z": ((0, None, 0), (1,)),
+        "n": ((0, SHUT, None), (1,)),
+    },
+}
+WAYS = ("step", "gates", "states", "carries", "reference")
+
+
+def isolated_gates(cell, dtype):
+    """``(params, state, x, gate)``: a row per gate and pre-activation, ``gate`` its column."""
+    near_zero = np.logspace(-3, 0, 25)
+    points = np.concatenate([np.linspace(SHUT, OPEN, 161), near_zero, -near_zero])
+    gates = ISOLATED[cell.name].values()
+    x = np.array(
+        [[a if one is None else one for one in others] for others, _ in gates for a in points]
+    )
+    state = np.repeat([before for _, before in gates], len(points), axis=0)
+    gate = np.repeat(np.arange(len(gates)), len(points))
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), len(gates), 1, dtype=dtype))
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), params)
+    params = params._replace(w_ih=jnp.eye(len(gates), dtype=dtype))
+    if cell.name == "GRU":
+        # q = 1 - h: 1 from a zero state, and 0 where the candidate must not read r
+        params = params._replace(w_hh=params.w_hh.at[0, 2].set(-1), b_hn=jnp.ones(1, dtype))
+    like = jax.eval_shape(lambda: cell.initial_state(params, gate.shape))
+    state = type(like)(*(jnp.asarray(leaf, dtype)[:, None] for leaf in state.T))
+    return params, state, jnp.asarray(x, dtype), gate
+
+
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16])
+def test_gates_are_right_relative_to_their_size(cell, dtype):
+    """Values and slopes of every gate from shut to open, against the equations in float64.
+
+    A value is the product of at most four that have two or three roundings each. A slope is taken
+    from the rounded value: s (1 - s) is as exact as s where the gate is shut, and off by a rounding
+    of 1 where it is open, as 1 - g^2 is everywhere.
+    """
+    params, state, x, gate = isolated_gates(cell, dtype)
+
+    def step(state, x):
+        return cell.step(params, state, x)[0]
+
+    def unrolled(unroll, **options):
+        return lambda state, x: unroll(cell, params, x[None], state, **options)[0]
+
+    functions = (
+        step,
+        *(unrolled(jaxrnn.unroll, residuals=kept) for kept in WAYS[1:4]),
+        unrolled(jaxrnn.unroll_reference),
+    )
+
+    @jax.jit
+    def run(state, x):
+        def both(function):
+            after, pull = jax.vjp(function, state, x)
+            return after, pull(jax.tree.map(jnp.ones_like, after))[1]
+
+        return [both(function) for function in functions]
+
+    wide = [np.asarray(leaf, np.float64) for leaf in (*params, *state, x)]
+    weights, before, at = wide[: len(params)], wide[len(params) : -1], wide[-1]
+    exact = NUMPY_STEPS[cell.name](weights, before, at)
+    rows = np.arange(len(gate))
+    # the derivative by one's own pre-activation, by a complex step
+    moved = at.astype(complex)
+    moved[rows, gate] += 1e-200j
+    slope = sum(leaf.imag[:, 0] / 1e-200 for leaf in NUMPY_STEPS[cell.name](weights, before, moved))
+    own = at[rows, gate]
+    is_tanh = np.isin(np.array(list(ISOLATED[cell.name]))[gate], ["h", "g", "n"])
+    size = np.where(is_tanh, 1, sigmoid(own))
+
+    def assert_error(name, value, right, size, roundings):
+        # subnormal numbers have fewer digits, or are zero
+        normal = size >= float(jnp.finfo(dtype).tiny)
+        error = np.abs(np.asarray(value, np.float64) - right)[normal] / size[normal]
+        worst = np.argmax(error)
+        at_most = roundings * float(jnp.finfo(dtype).eps)
+        assert error[worst] <= at_most, f"{name} is {error[worst]:.1e} off at {own[normal][worst]}"
+
+    for way, (after, dx) in zip(WAYS, run(state, x), strict=True):
+        for name, value, right in zip(after._fields, after, exact, strict=True):
+            assert_error(f"{way}: {name}", value[:, 0], right[:, 0], np.abs(right[:, 0]), 4)
+        assert_error(f"{way}: slope", dx[rows, gate], slope, size, 6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("residuals", ["gates", "states", "carries"])
+def test_what_an_update_gate_next_to_1_lets_in_is_right_relative_to_its_size(dtype, residuals):
+    """(1 - z) n of a state of zeros, and its slope by a_z: 1 - z of a rounded z would be lost."""
+    eps, a_z = float(jnp.finfo(dtype).eps), np.arange(-20, 20.5, 0.5)
+    one, zero = jnp.ones((), dtype), jnp.zeros((1, 3), dtype)
+    params = jaxrnn.GRUParams(
+        w_ih=zero.at[0, 1].set(one), w_hh=zero, b=zero[0].at[2].set(one), b_hn=zero[0, :1]
+    )
+
+    def run(unroll, x):
+        outputs, pull = jax.vjp(lambda x: unroll(jaxrnn.GRU, params, x, residuals=residuals)[1], x)
+        return outputs, pull(jnp.ones_like(outputs))[0]
+
+    x = jnp.asarray(a_z, dtype)[None, :, None]
+    n = float(jnp.tanh(one))
+    lets_in = n * sigmoid(-a_z)
+    normal = lets_in * sigmoid(a_z) > float(jnp.finfo(dtype).tiny)
+    for unroll in (jaxrnn.unroll, jaxrnn.unroll_reference):
+        h, slope = (np.asarray(a, np.float64)[0, normal, 0] for a in run(unroll, x))
+        np.testing.assert_allclose(h, lets_in[normal], rtol=4 * eps)
+        np.testing.assert_allclose(slope, -(lets_in * sigmoid(a_z))[normal], rtol=6 * eps)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16])
+def test_gates_of_infinity_are_their_limits_and_of_nan_are_nan(dtype):
+    def both(a):
+        return sigmoid_or_tanh(a, "sigmoid tanh")
+
+    a = jnp.asarray([np.inf, -np.inf, 200, -1000, np.nan] * 2, dtype)
+    value, slope = jax.jit(lambda a: jax.jvp(both, (a,), (jnp.ones_like(a),)))(a)
+    value, slope = np.asarray(value, np.float64), np.asarray(slope, np.float64)
+    np.testing.assert_array_equal(value, [1, 0, 1, 0, np.nan, 1, -1, 1, -1, np.nan])
+    np.testing.assert_array_equal(slope, [0, 0, 0, 0, np.nan, 0, 0, 0, 0, np.nan])
+
+
 def test_step_is_a_body_of_scan(cell):
     problem = make_problem(cell, T=5, batch=(3,))
 
@@ -115,7 +253,7 @@ def test_cells_are_hashable_constants(cell):
     assert cell == getattr(jaxrnn, cell.name)
     assert hash(cell) == hash(cell._replace(name=cell.name))
     assert all(cell != other for other in others)
-    assert not cell.takes_consts
+    assert cell.consts_rows is None
 
 
 @pytest.mark.parametrize(
@@ -147,7 +285,11 @@ OTHER = {"ELMAN": jaxrnn.GRU, "LSTM": jaxrnn.ELMAN, "GRU": jaxrnn.LSTM}
     ("change", "error", "said"),
     [
         (lambda c, o, a: {**a, "params": o.init(jax.random.key(0), 3, 4)}, TypeError, "`params`"),
-        (lambda c, o, a: {**a, "state": o.initial_state(a["params"], (2,))}, TypeError, "`state`"),
+        (
+            lambda c, o, a: {**a, "state": o.initial_state(o.init(jax.random.key(0), 3, 4), (2,))},
+            TypeError,
+            "`state`",
+        ),
         (lambda c, o, a: {**a, "state": c.initial_state(a["params"])}, ValueError, "`state.h`"),
         (
             lambda c, o, a: {**a, "x": jnp.ones((2, 5), jnp.float32)},
@@ -185,18 +327,29 @@ def wrong(piece, change):
         (wrong("pull", lambda out: out[1]), "MINE.pull must return 2 values"),
         (
             wrong("pull", lambda out: (out[0]._replace(h=out[0].h[:1]), out[1])),
-            "MINE.pull must return `dstate_before`",
+            "MINE.pull must return `dbefore`",
         ),
-        (wrong("contract", lambda out: out[:2]), "MINE.contract must return 3 values"),
+        (wrong("gradients", lambda out: out[:2]), "MINE.gradients must return 3 values"),
         (
-            wrong("contract", lambda out: (out[0]._replace(b=out[0].b.sum()), *out[1:])),
-            r"MINE.contract must return `dparams` as .*b=float64\[16\].*; got .*b=float64\[\]",
+            wrong("gradients", lambda out: (out[0]._replace(b=out[0].b.sum()), *out[1:])),
+            r"MINE.gradients must return `dparams` as .*b=float64\[16\].*; got .*b=float64\[\]",
         ),
         (
-            wrong("contract", lambda out: (out[0], out[1].sum(1, keepdims=True), out[2])),
-            "MINE.contract must return `dxs`",
+            wrong("gradients", lambda out: (out[0], out[1].sum(1, keepdims=True), out[2])),
+            "MINE.gradients must return `dxs`",
         ),
-        (jaxrnn.LSTM._replace(initial_state=lambda p, b: jnp.zeros(b)), "a field h"),
+        (
+            jaxrnn.LSTM._replace(name="MINE", initial_state=lambda p, b: jnp.zeros(b)),
+            r"`MINE.initial_state\(params, batch_shape\)` must be LSTMState",
+        ),
+        (
+            jaxrnn.cell_from_step(
+                lambda params, state, x: (state, state),
+                initial_state=lambda params, batch=(): jnp.zeros((*batch, 4)),
+                name="MINE",
+            )._replace(output=None),
+            "the state of MINE must be a NamedTuple with a field h",
+        ),
         (jaxrnn.LSTM._replace(step=[]), "`cell` must be hashable"),
     ],
 )
@@ -205,3 +358,31 @@ def test_a_cell_of_ones_own_that_breaks_the_contract_is_told_where(mine, said):
     problem = make_problem(jaxrnn.LSTM, lengths=True)._replace(cell=mine, initial_state=None)
     with pytest.raises(TypeError, match=said):
         jax.grad(lambda xs: problem._replace(xs=xs).outputs()[1].sum())(problem.xs)
+
+
+def test_help_and_repr_show_the_cell_and_not_its_functions(cell):
+    assert repr(cell) == f"<jaxrnn.Cell {cell.name}>"
+    shown = pydoc.render_doc(cell, renderer=pydoc.plaintext)
+    assert "w_ih [I," in shown
+    assert "h_t = " in shown
+    assert "0x" not in shown
+    assert "recurrent cell as a hashable record" in jaxrnn.Cell.__doc__
+
+
+def test_a_cell_is_forgotten_with_the_caches():
+    """A cell from a factory holds what it closes over: no cache of ours may hold the cell."""
+
+    def advance(*arguments):
+        return jaxrnn.ELMAN.advance(*arguments)
+
+    def run(cell):
+        problem = make_problem(cell, T=3)
+        gradient = jax.grad(lambda xs: problem._replace(xs=xs).outputs()[1].sum())(problem.xs)
+        jax.block_until_ready(gradient)
+
+    run(jaxrnn.ELMAN._replace(advance=advance))
+    held = weakref.ref(advance)
+    del advance
+    jax.clear_caches()
+    gc.collect()
+    assert held() is None

@@ -1,5 +1,7 @@
 """One dtype in, out and in the gradients; what 16 bits cost, and what they must not cost."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from support.problems import (
 )
 
 import jaxrnn
+from jaxrnn.dtypes import accumulation_dtype
 
 SIXTEEN_BITS = [jnp.bfloat16, jnp.float16]
 
@@ -81,6 +84,19 @@ def test_sixteen_bits_cost_only_their_rounding(cell, dtype):
     assert_same(cast(actual, jnp.float64), exact, 6 * float(jnp.finfo(dtype).eps))
 
 
+@pytest.mark.parametrize("shift", [-6, -8])
+def test_shut_input_gates_cost_only_their_rounding(shift):
+    """From a zero initial state, so that everything in the cell state came through the gate."""
+    problem = make_problem(jaxrnn.LSTM, dtype=jnp.bfloat16)._replace(initial_state=None)
+    b = problem.params.b.at[:4].add(shift)
+    problem = problem._replace(params=problem.params._replace(b=b))
+    cotangents = random_tree(jax.eval_shape(problem.outputs), seed=3)
+    exact = vjp(in_float64(problem), jaxrnn.unroll, cast(cotangents, jnp.float64))
+    for unroll in (jaxrnn.unroll, jaxrnn.unroll_reference):
+        actual = vjp(problem, unroll, cotangents)
+        assert_same(cast(actual, jnp.float64), exact, 3 * float(jnp.finfo(jnp.bfloat16).eps))
+
+
 @pytest.mark.parametrize("dtype", SIXTEEN_BITS)
 def test_sums_over_time_run_in_float32(cell, dtype):
     """1 added to 2/eps is lost in 16 bits, within a chunk of steps and from chunk to chunk.
@@ -137,3 +153,52 @@ def test_losses_of_sixteen_bits_are_float32_means(dtype):
         assert loss.dtype == jnp.float32
         assert dlogits.dtype == dtype
         np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def sum_of_squares(hs):
+    return jnp.sum(jnp.square(hs.astype(accumulation_dtype(hs.dtype))))
+
+
+@functools.cache
+def gradients_under_every_transformation(cell, dtype):
+    """Of one small problem, in float64 whatever they were computed in."""
+    problem = make_problem(cell, T=4, batch=(2,), I=2, H=3)
+
+    def loss(params, xs):
+        return sum_of_squares(jaxrnn.unroll(cell, params, xs)[1])
+
+    def segments(params, xs):
+        def body(state, segment):
+            return jaxrnn.unroll(cell, params, segment, state)
+
+        state = cell.initial_state(params, xs.shape[1:-1])
+        _, hs = jax.lax.scan(body, state, xs.reshape(2, 2, *xs.shape[1:]))
+        return sum_of_squares(hs)
+
+    @jax.jit
+    def gradients(params, xs):
+        grad = jax.grad(loss, argnums=(0, 1))
+        of_rows, _ = jax.vmap(grad, in_axes=(None, 1))(params, xs)
+        population = jax.tree.map(lambda w: jnp.stack([w, w]), params)
+        return {
+            "rows": grad(params, xs),
+            "no batch axis": grad(params, xs[:, 0]),
+            "vmap over rows": jax.tree.map(lambda g: g.astype(jnp.float32).sum(0), of_rows),
+            "vmap over params": jax.vmap(grad, in_axes=(0, None))(population, xs[:, 0]),
+            "remat": jax.grad(jax.checkpoint(loss))(params, xs),
+            "scan": jax.grad(segments)(params, xs),
+        }
+
+    arguments = jax.tree.map(lambda a: a.astype(dtype), (problem.params, problem.xs))
+    return jax.tree.map(lambda g: g.astype(jnp.float64), gradients(*arguments))
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.bfloat16, jnp.float16],
+    ids=lambda dtype: dtype.__name__,
+)
+def test_every_dtype_has_its_gradient_under_every_transformation(cell, dtype):
+    """Of rows without a batch axis, too, whose products XLA:CPU once refused under `jax.vmap`."""
+    narrow, wide = (gradients_under_every_transformation(cell, d) for d in (dtype, jnp.float64))
+    assert_same(narrow, wide, 2**6 * float(jnp.finfo(dtype).eps))

@@ -18,17 +18,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.cells.contract import Cell
+from jaxrnn.cells.cell import Cell, Expects, documentation, zero_state
+from jaxrnn.checks import floating_dtype, size, sizes_of, step_arguments, vector
 from jaxrnn.initializers import Initializer, glorot_uniform, orthogonal, zeros
-from jaxrnn.products import (
-    Product,
-    affine,
-    bias_gradient,
-    input_gradient,
-    step_product,
-    weight_gradient,
-)
-from jaxrnn.validation import batch_shape_of, floating_dtype, size, step_arguments
+from jaxrnn.products import add_bias, bias_gradient, input_gradient, weight_gradient
 
 __all__ = ["ELMAN", "ElmanParams", "ElmanState"]
 
@@ -62,80 +55,96 @@ def init(
     )
 
 
-def sizes(params: ElmanParams) -> tuple[int, int]:
-    return params.w_ih.shape[0], params.w_hh.shape[0]
-
-
 class ElmanState(NamedTuple):
     """State of `ELMAN`: the hidden state ``h [..., H]``."""
 
     h: jax.Array
 
 
+def expects(params: ElmanParams) -> Expects:
+    sizes, like = sizes_of(params, ElmanParams, ("I H", "H H", "H"), owner="ELMAN")
+    x, h = vector(sizes["I"], like.b.dtype), vector(sizes["H"], like.b.dtype)
+    return Expects(params=like, x=x, state=ElmanState(h=h))
+
+
 def initial_state(params: ElmanParams, batch_shape: tuple[int, ...] = ()) -> ElmanState:
     """The zero state of rows of that batch shape, a tuple of ints."""
-    batch_shape = batch_shape_of(batch_shape)
-    H = params.w_hh.shape[0]
-    return ElmanState(h=jnp.zeros((*batch_shape, H), params.w_hh.dtype))
+    return zero_state(expects(params), batch_shape)
 
 
 def project(params: ElmanParams, xs: jax.Array, consts: None) -> jax.Array:
-    """Textbook: the input's part of rnn-1, net-1."""
+    """The input's part of the pre-activations, ``[K, ..., H]``.
+
+    Textbook: the input's part of rnn-1, net-1.
+    """
     del consts
-    # with the bias, so that a cell of one's own can take these inputs and add what it likes
-    return affine(xs, params.w_ih, params.b)
+    return xs @ params.w_ih
 
 
 def advance(
-    params: ElmanParams,
-    state: ElmanState,
-    inputs: jax.Array,
-    consts: None,
-    product: Product = step_product,
+    params: ElmanParams, state: ElmanState, inputs: jax.Array, consts: None
 ) -> tuple[ElmanState, tuple[()]]:
-    """Textbook: rnn-1, net-1."""
+    """``h_t``, and no gates: the slope of tanh follows from its value.
+
+    Textbook: rnn-1, net-1.
+    """
     del consts
-    # the slope of tanh follows from its value: the adjoint needs no gates beside the state
-    return ElmanState(h=jnp.tanh(inputs + product(state.h, params.w_hh))), ()
+    # in a step the bias costs nothing, in bulk it would take another turn over all inputs
+    a = add_bias(inputs + state.h @ params.w_hh, params.b)
+    return ElmanState(h=jnp.tanh(a)), ()
 
 
 def step(
     params: ElmanParams, state: ElmanState, x: jax.Array, consts: None = None
 ) -> tuple[ElmanState, jax.Array]:
     """One step: ``x [..., I]``, state ``[..., H]`` -> (state, h)."""
-    state, x = step_arguments(params, state, x, params_type=ElmanParams, state_type=ElmanState)
-    # the layout that `step_product` wants of a large weight is the engine's to make
-    state, _ = advance(params, state, project(params, x, consts), consts, jnp.matmul)
+    state, x = step_arguments(expects(params), state, x)
+    state, _ = advance(params, state, project(params, x, consts), consts)
     return state, state.h
 
 
 def linearize(
-    params: ElmanParams, before: ElmanState, after: ElmanState, gates: tuple[()], consts: None
+    params: ElmanParams,
+    inputs: jax.Array,
+    before: ElmanState,
+    after: ElmanState,
+    gates: tuple[()],
+    consts: None,
 ) -> jax.Array:
-    """Textbook: rnn-3."""
-    del params, before, gates, consts
+    """The slope of tanh, ``1 - h_t^2``.
+
+    Textbook: rnn-3.
+    """
+    del params, inputs, before, gates, consts
     return 1 - after.h * after.h
 
 
 def pull(
     params: ElmanParams, dstate: ElmanState, slope: jax.Array, consts: None
 ) -> tuple[ElmanState, jax.Array]:
-    """Textbook: rnn-4, rnn-9, and one step of the paths of net-6, net-7."""
+    """``dh_{t-1}`` and ``da_t`` from ``dh_t``.
+
+    Textbook: rnn-4, rnn-9, and one step of the paths of net-6, net-7.
+    """
     del consts
     da = dstate.h * slope
     return ElmanState(h=input_gradient(da, params.w_hh)), da
 
 
-def contract(
+def gradients(
     params: ElmanParams,
     xs: jax.Array,
     before: ElmanState,
+    after: ElmanState,
     gates: tuple[()],
     da: jax.Array,
     consts: None,
 ) -> tuple[ElmanParams, jax.Array, None]:
-    """Textbook: rnn-5, rnn-6, rnn-7, rnn-8, net-8, net-9, net-10."""
-    del gates, consts
+    """``dW_ih``, ``dW_hh``, ``db``, and ``dx_t`` of every step.
+
+    Textbook: rnn-5, rnn-6, rnn-7, rnn-8, net-8, net-9, net-10.
+    """
+    del after, gates, consts
     dparams = ElmanParams(
         w_ih=weight_gradient(xs, da),
         w_hh=weight_gradient(before.h, da),
@@ -149,17 +158,23 @@ def slopes(after: ElmanState, gates: tuple[()]) -> ElmanState:
     return ElmanState(h=1 - after.h * after.h)
 
 
+def recurrent(params: ElmanParams) -> dict[str, jax.Array]:
+    return {"h": params.w_hh}
+
+
 ELMAN = Cell(
     name="ELMAN",
     init=init,
     initial_state=initial_state,
     step=step,
-    sizes=sizes,
+    expects=expects,
     project=project,
     advance=advance,
     linearize=linearize,
     pull=pull,
-    contract=contract,
+    gradients=gradients,
     slopes=slopes,
+    recurrent=recurrent,
+    doc=documentation(__doc__, ElmanParams, ElmanState),
 )
 """The Elman network with tanh: `ElmanParams`, `ElmanState`."""

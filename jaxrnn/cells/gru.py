@@ -29,18 +29,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.activations import in_one_piece
-from jaxrnn.cells.contract import Cell
+from jaxrnn.blocks import in_one_piece, sigmoid_and_complement
+from jaxrnn.cells.cell import Cell, Expects, documentation, zero_state
+from jaxrnn.checks import floating_dtype, size, sizes_of, step_arguments, vector
 from jaxrnn.initializers import Initializer, glorot_uniform, orthogonal, per_gate, zeros
-from jaxrnn.products import (
-    Product,
-    add_bias,
-    bias_gradient,
-    input_gradient,
-    step_product,
-    weight_gradient,
-)
-from jaxrnn.validation import batch_shape_of, floating_dtype, size, step_arguments
+from jaxrnn.products import add_bias, bias_gradient, input_gradient, weight_gradient
 
 __all__ = ["GRU", "GRUParams", "GRUState"]
 
@@ -80,28 +73,32 @@ def init(
     )
 
 
-def sizes(params: GRUParams) -> tuple[int, int]:
-    return params.w_ih.shape[0], params.w_hh.shape[0]
-
-
 class GRUState(NamedTuple):
     """State of `GRU`: the hidden state ``h [..., H]``."""
 
     h: jax.Array
 
 
+def expects(params: GRUParams) -> Expects:
+    sizes, like = sizes_of(params, GRUParams, ("I 3H", "H 3H", "3H", "H"), owner="GRU")
+    x, h = vector(sizes["I"], like.b.dtype), vector(sizes["H"], like.b.dtype)
+    return Expects(params=like, x=x, state=GRUState(h=h))
+
+
 def initial_state(params: GRUParams, batch_shape: tuple[int, ...] = ()) -> GRUState:
     """The zero state of rows of that batch shape, a tuple of ints."""
-    batch_shape = batch_shape_of(batch_shape)
-    H = params.w_hh.shape[0]
-    return GRUState(h=jnp.zeros((*batch_shape, H), params.w_hh.dtype))
+    return zero_state(expects(params), batch_shape)
 
 
 class GRUGates(NamedTuple):
-    """The activated gates and the candidate's recurrent product ``q``, each ``[..., H]``."""
+    """The activated gates ``r`` and ``n``, and the candidate's recurrent product ``q``.
+
+    Of the update gate the pre-activation ``a_z``, because z and 1 - z both follow from it and
+    neither from the other: 1 - z would be lost where z is next to 1. Each is ``[..., H]``.
+    """
 
     r: jax.Array
-    z: jax.Array
+    a_z: jax.Array
     n: jax.Array
     q: jax.Array
 
@@ -118,45 +115,45 @@ class GRUInputs(NamedTuple):
 
 
 def project(params: GRUParams, xs: jax.Array, consts: None) -> GRUInputs:
+    """The input's part of the pre-activations, each ``[K, ..., H]``."""
     del consts
-    # three products, for the parts of one would be copied apart; the biases cost nothing in a step
+    # three products, because the parts of one would be copied apart
     return GRUInputs(*(xs @ w for w in jnp.split(params.w_ih, 3, axis=-1)))
 
 
 def advance(
-    params: GRUParams,
-    state: GRUState,
-    inputs: GRUInputs,
-    consts: None,
-    product: Product = step_product,
+    params: GRUParams, state: GRUState, inputs: GRUInputs, consts: None
 ) -> tuple[GRUState, GRUGates]:
+    """``h_t`` and the activated gates."""
     del consts
+    # in a step the biases cost nothing, in bulk they would take another turn over all inputs
     b_r, b_z, b_n = jnp.split(params.b, 3)
-    u_r, u_z, u_n = jnp.split(product(state.h, params.w_hh), 3, axis=-1)
+    u_r, u_z, u_n = jnp.split(state.h @ params.w_hh, 3, axis=-1)
     r = jax.nn.sigmoid(add_bias(inputs.r, b_r) + u_r)
-    z = jax.nn.sigmoid(add_bias(inputs.z, b_z) + u_z)
+    a_z = add_bias(inputs.z, b_z) + u_z
+    z, not_z = sigmoid_and_complement(a_z)
     q = add_bias(u_n, params.b_hn)
     n = jnp.tanh(add_bias(inputs.n, b_n) + r * q)
-    return GRUState(h=(1 - z) * n + z * state.h), GRUGates(r=r, z=z, n=n, q=q)
+    return GRUState(h=not_z * n + z * state.h), GRUGates(r=r, a_z=a_z, n=n, q=q)
 
 
 def step(
     params: GRUParams, state: GRUState, x: jax.Array, consts: None = None
 ) -> tuple[GRUState, jax.Array]:
     """One step: ``x [..., I]``, state ``[..., H]`` -> (state, h)."""
-    state, x = step_arguments(params, state, x, params_type=GRUParams, state_type=GRUState)
-    # one product, for a call by itself pays for each; and the layout that `step_product` wants of a
-    # large weight is the engine's to make
+    state, x = step_arguments(expects(params), state, x)
+    # one product, because a call by itself pays for each
     inputs = GRUInputs(*jnp.split(x @ params.w_ih, 3, axis=-1))
-    state, _ = advance(params, state, inputs, consts, jnp.matmul)
+    state, _ = advance(params, state, inputs, consts)
     return state, state.h
 
 
 class GRUFactors(NamedTuple):
-    """Local derivatives of one step, each ``[..., H]``.
+    """Local derivatives of ``h_t``, each ``[..., H]``.
 
-    ``r z n`` are the derivatives of h_t by the pre-activations a_r, a_z, a_n, ``q`` that by q, and
-    ``h`` the derivative of h_t by h_{t-1} on the direct path: the update gate.
+    n = ∂h_t/∂a_n = (1 - z) (1 - n²)          q = ∂h_t/∂q = n_factor r
+    z = ∂h_t/∂a_z = (h_{t-1} - n) z (1 - z)   r = ∂h_t/∂a_r = n_factor q r (1 - r)
+    h = z, that by h_{t-1} on the direct path; n_factor is the first of these
     """
 
     r: jax.Array
@@ -184,14 +181,19 @@ def arrange(factors: GRUFactors) -> GRUArranged:
 
 
 def linearize(
-    params: GRUParams, before: GRUState, after: GRUState, gates: GRUGates, consts: None
+    params: GRUParams,
+    inputs: GRUInputs,
+    before: GRUState,
+    after: GRUState,
+    gates: GRUGates,
+    consts: None,
 ) -> GRUFactors:
-    del params, after, consts
-    r, z, n, q = gates
-    h_n = (1 - z) * (1 - n * n)
-    return GRUFactors(
-        r=h_n * q * r * (1 - r), z=(before.h - n) * z * (1 - z), n=h_n, q=h_n * r, h=z
-    )
+    """The local derivatives of each step."""
+    del params, inputs, after, consts
+    r, a_z, n, q = gates
+    z, not_z = sigmoid_and_complement(a_z)
+    h_n = not_z * (1 - n * n)
+    return GRUFactors(r=h_n * q * r * (1 - r), z=(before.h - n) * z * not_z, n=h_n, q=h_n * r, h=z)
 
 
 class GRUDeltas(NamedTuple):
@@ -213,6 +215,7 @@ class GRUDeltas(NamedTuple):
 def pull(
     params: GRUParams, dstate: GRUState, factors: GRUFactors | GRUArranged, consts: None
 ) -> tuple[GRUState, GRUDeltas]:
+    """``dh_{t-1}``, ``du_t`` and ``da_n`` from ``dh_t``."""
     del consts
     dh = dstate.h
     du = in_one_piece(jnp.concatenate([dh, dh, dh], axis=-1) * factors.u)
@@ -220,15 +223,17 @@ def pull(
     return GRUState(h=dh_before), GRUDeltas(du=du, da_n=dh * factors.n)
 
 
-def contract(
+def gradients(
     params: GRUParams,
     xs: jax.Array,
     before: GRUState,
+    after: GRUState,
     gates: GRUGates,
     deltas: GRUDeltas,
     consts: None,
 ) -> tuple[GRUParams, jax.Array, None]:
-    del gates, consts
+    """``dW_ih``, ``dW_hh``, ``db``, ``db_hn``, and ``dx_t`` of every step."""
+    del after, gates, consts
     H = before.h.shape[-1]
     da, du = deltas.da, deltas.du
     db_rz, db_hn = jnp.split(bias_gradient(du), [2 * H])
@@ -251,8 +256,13 @@ class GRUSlopes(NamedTuple):
 
 def slopes(after: GRUState, gates: GRUGates) -> GRUSlopes:
     del after
-    r, z, n, _ = gates
-    return GRUSlopes(r=4 * r * (1 - r), z=4 * z * (1 - z), n=1 - n * n)
+    r, a_z, n, _ = gates
+    z, not_z = sigmoid_and_complement(a_z)
+    return GRUSlopes(r=4 * r * (1 - r), z=4 * z * not_z, n=1 - n * n)
+
+
+def recurrent(params: GRUParams) -> dict[str, jax.Array]:
+    return dict(zip("rzn", jnp.split(params.w_hh, 3, axis=-1), strict=True))
 
 
 GRU = Cell(
@@ -260,13 +270,15 @@ GRU = Cell(
     init=init,
     initial_state=initial_state,
     step=step,
-    sizes=sizes,
+    expects=expects,
     project=project,
     advance=advance,
     linearize=linearize,
     arrange=arrange,
     pull=pull,
-    contract=contract,
+    gradients=gradients,
     slopes=slopes,
+    recurrent=recurrent,
+    doc=documentation(__doc__, GRUParams, GRUState),
 )
 """The gated recurrent unit: `GRUParams`, `GRUState`."""

@@ -26,18 +26,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.activations import block, in_one_piece, sigmoid_or_tanh
-from jaxrnn.cells.contract import Cell
+from jaxrnn.blocks import block, in_one_piece, sigmoid_or_tanh
+from jaxrnn.cells.cell import Cell, Expects, documentation, zero_state
+from jaxrnn.checks import floating_dtype, size, sizes_of, step_arguments, vector
 from jaxrnn.initializers import Initializer, glorot_uniform, orthogonal, per_gate, zeros
-from jaxrnn.products import (
-    Product,
-    add_bias,
-    bias_gradient,
-    input_gradient,
-    step_product,
-    weight_gradient,
-)
-from jaxrnn.validation import batch_shape_of, floating_dtype, size, step_arguments
+from jaxrnn.products import add_bias, bias_gradient, input_gradient, weight_gradient
 
 __all__ = ["LSTM", "LSTMParams", "LSTMState"]
 
@@ -79,10 +72,6 @@ def init(
     )
 
 
-def sizes(params: LSTMParams) -> tuple[int, int]:
-    return params.w_ih.shape[0], params.w_hh.shape[0]
-
-
 class LSTMState(NamedTuple):
     """State of `LSTM`: the hidden state ``h [..., H]`` and the cell state ``c [..., H]``."""
 
@@ -90,15 +79,15 @@ class LSTMState(NamedTuple):
     c: jax.Array
 
 
+def expects(params: LSTMParams) -> Expects:
+    sizes, like = sizes_of(params, LSTMParams, ("I 4H", "H 4H", "4H"), owner="LSTM")
+    x, h = vector(sizes["I"], like.b.dtype), vector(sizes["H"], like.b.dtype)
+    return Expects(params=like, x=x, state=LSTMState(h=h, c=h))
+
+
 def initial_state(params: LSTMParams, batch_shape: tuple[int, ...] = ()) -> LSTMState:
     """The zero state of rows of that batch shape, a tuple of ints."""
-    batch_shape = batch_shape_of(batch_shape)
-    H = params.w_hh.shape[0]
-    # two arrays, not one twice: a donated state must not hold one buffer in two places
-    return LSTMState(
-        h=jnp.zeros((*batch_shape, H), params.w_hh.dtype),
-        c=jnp.zeros((*batch_shape, H), params.w_hh.dtype),
-    )
+    return zero_state(expects(params), batch_shape)
 
 
 class LSTMGates(NamedTuple):
@@ -124,25 +113,25 @@ class LSTMGates(NamedTuple):
 
 
 def project(params: LSTMParams, xs: jax.Array, consts: None) -> jax.Array:
-    """Textbook: the input's part of lstm-1, lstm-2, lstm-3, lstm-5."""
+    """The input's part of the pre-activations, ``[K, ..., 4H]``.
+
+    Textbook: the input's part of lstm-1, lstm-2, lstm-3, lstm-5.
+    """
     del consts
-    # in a step the bias costs nothing, here another turn over all inputs
     return xs @ params.w_ih
 
 
 def advance(
-    params: LSTMParams,
-    state: LSTMState,
-    inputs: jax.Array,
-    consts: None,
-    product: Product = step_product,
+    params: LSTMParams, state: LSTMState, inputs: jax.Array, consts: None
 ) -> tuple[LSTMState, LSTMGates]:
-    """Textbook: lstm-1, lstm-2, lstm-3, lstm-4, lstm-5, lstm-6.
+    """``h_t``, ``c_t`` and the activated gates.
 
+    Textbook: lstm-1, lstm-2, lstm-3, lstm-4, lstm-5, lstm-6.
     In other names step-1, step-2, step-3, step-4, step-5, step-6, step-7.
     """
     del consts
-    a = add_bias(inputs + product(state.h, params.w_hh), params.b)
+    # in a step the bias costs nothing, in bulk it would take another turn over all inputs
+    a = add_bias(inputs + state.h @ params.w_hh, params.b)
     gates = LSTMGates(sigmoid_or_tanh(a, "sigmoid sigmoid tanh sigmoid"))
     c = gates.f * state.c + gates.i * gates.g
     return LSTMState(h=gates.o * jnp.tanh(c), c=c), gates
@@ -152,17 +141,17 @@ def step(
     params: LSTMParams, state: LSTMState, x: jax.Array, consts: None = None
 ) -> tuple[LSTMState, jax.Array]:
     """One step: ``x [..., I]``, state ``[..., H]`` -> (state, h)."""
-    state, x = step_arguments(params, state, x, params_type=LSTMParams, state_type=LSTMState)
-    # the layout that `step_product` wants of a large weight is the engine's to make
-    state, _ = advance(params, state, project(params, x, consts), consts, jnp.matmul)
+    state, x = step_arguments(expects(params), state, x)
+    state, _ = advance(params, state, project(params, x, consts), consts)
     return state, state.h
 
 
 class LSTMFactors(NamedTuple):
     """Local derivatives of one step, each ``[..., H]``.
 
-    ``c_h`` is dc_t/dh_t's share (how h_t reads c_t), ``i f g`` the pre-activations' derivatives of
-    c_t, ``o`` that of h_t, and ``c_c`` the derivative of c_t by c_{t-1}: the forget gate.
+    c_h = ∂h_t/∂c_t = o (1 - tanh² c_t)      c_c = ∂c_t/∂c_{t-1} = f
+    i = ∂c_t/∂a_i = g i (1 - i)               f = ∂c_t/∂a_f = c_{t-1} f (1 - f)
+    g = ∂c_t/∂a_g = i (1 - g²)                o = ∂h_t/∂a_o = tanh(c_t) o (1 - o)
     """
 
     c_h: jax.Array
@@ -191,13 +180,19 @@ def arrange(factors: LSTMFactors) -> LSTMArranged:
 
 
 def linearize(
-    params: LSTMParams, before: LSTMState, after: LSTMState, gates: LSTMGates, consts: None
+    params: LSTMParams,
+    inputs: jax.Array,
+    before: LSTMState,
+    after: LSTMState,
+    gates: LSTMGates,
+    consts: None,
 ) -> LSTMFactors:
-    """Textbook: the factors beside dc and dh in lstm-8, lstm-9, lstm-10, lstm-11, lstm-12.
+    """The local derivatives of each step.
 
+    Textbook: the factors beside dc and dh in lstm-8, lstm-9, lstm-10, lstm-11, lstm-12.
     Also step-9, step-11, step-12, step-13, each times the slope of its gate.
     """
-    del params, consts
+    del params, inputs, consts
     i, f, g, o = gates.i, gates.f, gates.g, gates.o
     tanh_c = jnp.tanh(after.c)
     return LSTMFactors(
@@ -213,8 +208,9 @@ def linearize(
 def pull(
     params: LSTMParams, dstate: LSTMState, factors: LSTMFactors | LSTMArranged, consts: None
 ) -> tuple[LSTMState, jax.Array]:
-    """Textbook: lstm-8, lstm-9, lstm-10, lstm-11, lstm-12, lstm-21, lstm-22.
+    """``dh_{t-1}``, ``dc_{t-1}`` and ``da_t`` from ``dh_t`` and ``dc_t``.
 
+    Textbook: lstm-8, lstm-9, lstm-10, lstm-11, lstm-12, lstm-21, lstm-22.
     In other names step-10, step-14, step-28.
     """
     del consts
@@ -224,20 +220,22 @@ def pull(
     return LSTMState(h=input_gradient(da, params.w_hh), c=dc * factors.c_c), da
 
 
-def contract(
+def gradients(
     params: LSTMParams,
     xs: jax.Array,
     before: LSTMState,
+    after: LSTMState,
     gates: LSTMGates,
     da: jax.Array,
     consts: None,
 ) -> tuple[LSTMParams, jax.Array, None]:
-    """Textbook: lstm-13, lstm-14, lstm-15, lstm-16, lstm-17, lstm-18, lstm-19, lstm-20, lstm-23.
+    """``dW_ih``, ``dW_hh``, ``db``, and ``dx_t`` of every step.
 
+    Textbook: lstm-13, lstm-14, lstm-15, lstm-16, lstm-17, lstm-18, lstm-19, lstm-20, lstm-23.
     In other names step-15, step-16, step-17, step-18, step-19, step-20, step-21, step-22, step-23,
     step-24, step-25, step-26, step-27.
     """
-    del gates, consts
+    del after, gates, consts
     dparams = LSTMParams(
         w_ih=weight_gradient(xs, da),
         w_hh=weight_gradient(before.h, da),
@@ -261,18 +259,24 @@ def slopes(after: LSTMState, gates: LSTMGates) -> LSTMSlopes:
     return LSTMSlopes(i=4 * i * (1 - i), f=4 * f * (1 - f), g=1 - g * g, o=4 * o * (1 - o))
 
 
+def recurrent(params: LSTMParams) -> dict[str, jax.Array]:
+    return dict(zip("ifgo", jnp.split(params.w_hh, 4, axis=-1), strict=True))
+
+
 LSTM = Cell(
     name="LSTM",
     init=init,
     initial_state=initial_state,
     step=step,
-    sizes=sizes,
+    expects=expects,
     project=project,
     advance=advance,
     linearize=linearize,
     arrange=arrange,
     pull=pull,
-    contract=contract,
+    gradients=gradients,
     slopes=slopes,
+    recurrent=recurrent,
+    doc=documentation(__doc__, LSTMParams, LSTMState),
 )
 """Long short-term memory: `LSTMParams`, `LSTMState`."""

@@ -109,3 +109,18 @@ def equations(jaxpr):
         yield equation
         for inner in jaxprs_of(equation):
             yield from equations(inner)
+
+
+def outputs_of(loop):
+    """Shapes of what a scan carries, and of what it stacks (which gains an axis)."""
+    (body,) = jaxprs_of(loop)
+    pairs = [
+        (v.aval.shape, inner.aval.shape)
+        for v, inner in zip(loop.outvars, body.outvars, strict=True)
+    ]
+    carried = [shape for shape, inner in pairs if len(shape) == len(inner)]
+    return carried, [shape for shape, inner in pairs if len(shape) > len(inner)]
+
+
+def carries(loop):
+    return outputs_of(loop)[0]
