@@ -1,16 +1,20 @@
 """Recurrent networks as pure functions, with backpropagation through time written by hand.
 
-A *cell* (`ELMAN`, `LSTM`, `GRU`) is a record of pure functions: ``init``, ``initial_state``,
-``step``. `unroll` scans a cell over time and carries the handwritten gradient; `unroll_reference`
-gives the same values with JAX's own. `affine`, `softmax_cross_entropy` and `squared_error` make a
-loss of hidden states; `make_train_step` trains on it with any optax optimizer, and
+A *cell* (`ELMAN`, `LSTM`, `GRU`, or any step by `cell_from_step`) is a record of pure functions:
+``init``, ``initial_state``, ``step``. `unroll` scans a cell over time and carries the handwritten
+gradient; `unroll_reference` gives the same values with JAX's own. `affine`, `softmax_cross_entropy`
+and `squared_error` make a loss of hidden states; `make_train_step` trains on it with any optax
+optimizer, and
 `jaxrnn.parallel` does so on several devices; `jaxrnn.diagnostics` shows the gradient at every time
-step, and `jaxrnn.testing` checks the adjoint of a cell of your own. `jaxrnn.textbook` has three
+step, and `jaxrnn.testing` checks the adjoint of a user-defined cell. `jaxrnn.textbook` has three
 documents on the subject, equation by equation in their own notation, and `jaxrnn.convert`
 translates their parameters. Sequences are time-major: ``xs [T, ..., I]``, ``hs [T, ..., H]``.
 """
 
-from jaxrnn import convert, diagnostics, initializers, parallel, testing, textbook
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from jaxrnn import cells, convert, diagnostics, initializers, parallel, products, testing
 from jaxrnn.cells import (
     ELMAN,
     GRU,
@@ -22,6 +26,7 @@ from jaxrnn.cells import (
     GRUState,
     LSTMParams,
     LSTMState,
+    cell_from_step,
 )
 from jaxrnn.readout import (
     AffineParams,
@@ -33,6 +38,9 @@ from jaxrnn.readout import (
 )
 from jaxrnn.sequence import unroll, unroll_reference, valid_steps
 from jaxrnn.training import TrainState, init_train_state, make_train_step
+
+if TYPE_CHECKING:
+    from jaxrnn import textbook
 
 __version__ = "0.1.0"
 
@@ -50,6 +58,8 @@ __all__ = [
     "LSTMState",
     "TrainState",
     "affine",
+    "cell_from_step",
+    "cells",
     "convert",
     "diagnostics",
     "init_affine",
@@ -58,6 +68,7 @@ __all__ = [
     "last_valid",
     "make_train_step",
     "parallel",
+    "products",
     "softmax_cross_entropy",
     "squared_error",
     "testing",
@@ -66,3 +77,14 @@ __all__ = [
     "unroll_reference",
     "valid_steps",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # imported when it is asked for, because networks do not need it
+    if name == "textbook":
+        return importlib.import_module("jaxrnn.textbook")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

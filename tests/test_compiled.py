@@ -58,31 +58,20 @@ def test_a_weight_is_transposed_outside_of_all_loops(cell):
     assert set(copies) == {0}
 
 
-def test_a_large_weight_stands_on_the_left_of_the_products_of_a_step(cell):
-    """As it lies in memory, and transposed for it once, not at every step."""
-    H = 1024
-    program = instructions(training_step(cell, T=64, H=H, residuals="gates"))
+def test_no_step_transposes_or_copies_a_weight(cell):
+    """Nor does one called by the user: it reads the weights as they lie in memory."""
+    shapes = {f"f32[{H},{GATES[cell.name] * H}]", f"f32[{GATES[cell.name] * H},{H}]"}
+    program = instructions(training_step(cell, residuals="gates"))
     inner = max(i.depth for i in program)
-    assert inner == 2
-    forward, backward = weight = (
-        f"f32[{GATES[cell.name] * H},{H}]",
-        f"f32[{H},{GATES[cell.name] * H}]",
-    )
-    in_steps = [i for i in program if i.depth == inner and i.op == "dot"]
-    assert [i.operand.split("{")[0] for i in in_steps] == [forward, backward]
-    assert all("lhs_contracting_dims={1}" in i.line for i in in_steps)
-    written = [i for i in program if i.op in ("copy", "transpose") and shape_of(i) in weight]
-    assert {i.depth for i in written} == {0}
-
-
-def test_a_step_called_by_the_user_reads_a_large_weight_as_it_is(cell):
-    H = 1024
+    in_steps = [i for i in program if i.depth == inner and shape_of(i) in shapes]
+    assert not [i.op for i in in_steps if i.op in ("copy", "transpose", "fusion")]
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), I, H, dtype=jnp.float32))
     state = jax.eval_shape(lambda: cell.initial_state(params, (B,)))
     x = jax.ShapeDtypeStruct((B, I), jnp.float32)
     step = jax.jit(cell.step).lower(params, state, x).compile()
-    left = [i.operand.split("{")[0] for i in instructions(step) if i.op == "dot"]
-    assert sorted(left) == [f"f32[{B},{H}]", f"f32[{B},{I}]"]
+    assert not [
+        i for i in instructions(step) if i.op in ("copy", "transpose") and shape_of(i) in shapes
+    ]
 
 
 def test_no_step_adds_to_the_gradient_of_a_weight(cell):
@@ -125,3 +114,12 @@ def test_a_step_is_a_few_kernels(cell, residuals):
     assert max(kernels_per_step(training_step(cell, jaxrnn.unroll_reference))) > max(
         forward, backward
     )
+
+
+def test_no_kernel_of_a_small_step_is_divided_among_threads(cell):
+    """XLA:CPU divides those that it thinks long: with a core busy elsewhere, a step takes twice."""
+    program = instructions(training_step(cell, T=64, H=128, residuals="gates"))
+    inner = max(i.depth for i in program)
+    in_steps = [i.line for i in program if i.depth == inner]
+    assert any(" dot(" in line for line in in_steps)
+    assert not [line for line in in_steps if re.search(r'outer_dimension_partitions":\["', line)]

@@ -16,7 +16,7 @@ from support.problems import (
 )
 
 import jaxrnn
-from jaxrnn import bptt, memory, products
+from jaxrnn.plan import TUNING
 
 FLAGS = [
     dict(zip(("lengths", "resets", "reverse"), values, strict=True))
@@ -63,19 +63,6 @@ def test_rule_equals_autodiff_at_every_shape(cell, shape, flags, dtype):
     assert_rule_equals_autodiff(problem, TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize(
-    "batch", [(2, 3), *(pytest.param(b, marks=pytest.mark.slow) for b in ((), (3,)))], ids=str
-)
-def test_a_weight_on_the_left_changes_no_value_and_no_gradient(cell, batch, monkeypatch):
-    """The product of large weights with few rows, here of any."""
-    for module in (products, bptt):
-        monkeypatch.setattr(module, "few_rows", lambda x, w: True)
-    # under another name, so that no program is taken from a cache
-    cell = cell._replace(name=f"{cell.name} from the left")
-    problem = make_problem(cell, T=37, batch=batch, I=2, H=3, **ALL)
-    assert_rule_equals_autodiff(problem, TOLERANCE[jnp.float64])
-
-
 @pytest.mark.parametrize("flags", [PLAIN, ALL, ALL_REVERSED], ids=describe)
 def test_what_is_kept_changes_no_value_and_no_gradient(cell, flags):
     problem = make_problem(cell, **SHAPES["many_chunks"], **flags)
@@ -93,9 +80,8 @@ def test_a_forward_pass_in_one_chunk_changes_no_value_and_no_gradient(
     cell, kept, flags, monkeypatch
 ):
     """As by default where its inputs are small, and the backward pass has several chunks."""
-    limits = dict(_WHOLE_ENTRIES=0, _WHOLE_LIMIT=0, _WIDE=0 if kept == "gates" else 100)
-    for name, limit in limits.items():
-        monkeypatch.setattr(memory, name, limit)
+    limits = dict(whole_entries=0, whole_limit=0, wide=0 if kept == "gates" else 100)
+    monkeypatch.setitem(TUNING, "cpu", TUNING["cpu"]._replace(**limits))
     problem = make_problem(cell, **SHAPES["many_chunks"], **flags)
     assert_rule_equals_autodiff(problem)
 
@@ -192,11 +178,10 @@ def test_backpropagate_is_the_rule_with_its_steps_shown(cell, flags):
             state = state._replace(h=state.h + nudge)
             return state, state.h
 
-        nudged = cell._replace(
-            step=step,
-            init=lambda key, I, H, *, dtype: cell.init(key, max(I - 4, 1), H, dtype=dtype),
-            sizes=lambda params: (cell.sizes(params)[0] + 4, 4),
-        )
+        def expects(params):
+            return cell.expects(params)._replace(x=jax.ShapeDtypeStruct((3 + 4,), jnp.float64))
+
+        nudged = cell._replace(step=step, expects=expects)
         xs = jnp.concatenate([problem.xs, nudges], axis=-1)
         return problem._replace(cell=nudged, xs=xs).outputs(jaxrnn.unroll_reference)
 

@@ -13,24 +13,27 @@ import pytest
 from support.problems import make_problem
 
 import jaxrnn
-from jaxrnn import bptt, memory
-from jaxrnn.bptt import RESIDUALS
+from jaxrnn import memory, plan
+from jaxrnn.call import plan_of, sizes_of_call, validate
+from jaxrnn.plan import RESIDUALS
 
 ROOT = Path(__file__).parent.parent
+TUNING = plan.TUNING["cpu"]
 # the shape at which design goals are stated, and one prime number of steps
 SHAPE = dict(T=1000, B=32, I=128, H=256)
 
 
+def call_of(problem):
+    """The checked call, of which xs may be a shape alone."""
+    xs = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), problem.xs)
+    options = {**problem.options, "consts": problem.consts}
+    call = validate(problem.cell, problem.params, xs, problem.initial_state, options)
+    return call._replace(xs=problem.xs, T=problem.xs.shape[0])
+
+
 def choose(problem, **policy):
-    return memory.choose(
-        problem.cell,
-        problem.params,
-        problem.xs,
-        problem.initial_state,
-        None,
-        masked=False,
-        **{"residuals": None, "memory_budget": None, **policy},
-    )
+    plan = plan_of(call_of(problem), **policy)
+    return plan.residuals, plan.chunk, plan.forward_chunk
 
 
 def abstract_problem(cell, *, T, B, I, H):
@@ -40,16 +43,15 @@ def abstract_problem(cell, *, T, B, I, H):
 
 
 def footprint(problem, residuals, chunk, forward_chunk=1):
+    step, sizes = sizes_of_call(call_of(problem))
     return memory.footprint(
-        problem.cell,
-        problem.params,
-        problem.xs,
-        problem.initial_state,
-        problem.consts,
+        step,
+        sizes.weights,
+        sizes.T,
         residuals,
         chunk,
         forward_chunk,
-        masked="lengths" in problem.options,
+        hs_in_states=sizes.hs_in_states,
     )
 
 
@@ -166,7 +168,7 @@ def test_a_forward_pass_is_one_chunk_by_default_while_its_inputs_are_small():
     def chunks(T, **policy):
         return choose(abstract_problem(jaxrnn.LSTM, T=T, B=8, I=5, H=32), **policy)
 
-    most = memory._WHOLE_FORWARD_LIMIT // (8 * 4 * 32 * 4)
+    most = TUNING.whole_forward_limit // (8 * 4 * 32 * 4)
     residuals, chunk, forward_chunk = chunks(most)
     assert (residuals, forward_chunk) == ("states", most)
     assert chunk < 128
@@ -190,7 +192,7 @@ def test_what_a_chunk_works_on_stays_in_the_cache(cell, H, residuals):
     _, chunk, _ = choose(problem, residuals=residuals)
     one, two = (footprint(problem, residuals, steps).workspace for steps in (1, 2))
     assert 8 <= chunk <= 4096 // 4
-    assert bptt._CACHED / 2 < (two - one) * chunk < bptt._CACHED * 2
+    assert TUNING.cached / 2 < (two - one) * chunk < TUNING.cached * 2
 
 
 def test_a_budget_buys_the_fastest_plan_that_fits():
@@ -236,7 +238,7 @@ def test_without_a_budget_gates_are_kept_where_that_is_faster_and_they_are_small
     assert kept(10_000, I=3, H=128) == "states"
     assert kept(1025, I=256, H=256) == "gates"
     assert kept(1025, I=255, H=256) == "states"
-    limit = memory._GATES_LIMIT // (6 * 2 * 256 * 4)
+    limit = TUNING.gates_limit // (6 * 2 * 256 * 4)
     assert kept(limit, I=256, H=256) == "gates"
     assert kept(limit + 1, I=256, H=256) == "states"
 

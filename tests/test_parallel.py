@@ -4,6 +4,10 @@ The structure is read off the compiled programs for eight devices, virtual ones 
 """
 
 import functools
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +16,9 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from support.cells import MASKED_ELMAN
-from support.problems import assert_same, inputs_of, make_problem
+from support.problems import assert_same, inputs_of, make_problem, random_tree
 from support.programs import collectives, product_flops
+from support.user_cells import recurrent_dropout, zoneout
 
 import jaxrnn
 from jaxrnn import bptt, parallel, products
@@ -406,13 +411,27 @@ def test_two_batch_axes_may_both_be_spread(kind):
 
 
 @by_kind
-def test_consts_are_laid_out_by_the_compiler_and_summed_once_per_chunk(kind):
-    """Which of their axes are rows, only the cell knows."""
+def test_consts_that_are_rows_add_no_collective_to_any_loop(kind):
+    """Which of their leaves are rows, the cell says."""
     consts = {"mask": jnp.full((B, H), 0.5), "name": jnp.zeros(B, jnp.int32)}
     problem = make_problem(MASKED_ELMAN, T=T, batch=(B,), I=I, H=H, lengths=True, consts=consts)
     there = laid_out(problem, mesh_of(kind))
     found = collectives(compiled_values(problem, there))
-    assert {depth for depth, _ in found} <= {0, 1}
+    assert {depth for depth, _ in found} == {0}
+
+
+@by_kind
+@pytest.mark.parametrize("wrapper", [zoneout, recurrent_dropout])
+def test_the_same_key_draws_the_same_on_any_number_of_devices(wrapper, kind):
+    """Arrays for every step, and one for the whole sequence: drawn once, spread like the rows."""
+    problem = make_problem(wrapper(jaxrnn.GRU, 0.3), T=T, batch=(B,), I=I, H=H, resets=True)
+    problem.options.update(key=jax.random.key(3), mask=jnp.arange(T * B).reshape(T, B) % 5 > 0)
+    problem.options["reset_state"] = random_tree(problem.initial_state, seed=4)
+    there = laid_out(problem, mesh_of(kind))
+    there.options["mask"] = put(problem.options["mask"], mesh_of(kind), None, "data")
+    there.options["reset_state"] = put(problem.options["reset_state"], mesh_of(kind), "data")
+    found = collectives(compiled_values(problem, there))
+    assert {depth for depth, _ in found} == {0}
 
 
 @by_kind_in_full
@@ -430,6 +449,123 @@ def test_inside_a_shard_map_of_the_callers(kind):
     actual = jax.jit(run)(inputs_of(there)[:3], *(there.options[name] for name in MASKS))
     _, expected = gradient(problem)
     assert_same(*(jax.tree.map(jnp.asarray, jax.device_get(g)) for g in (actual, expected)))
+
+
+def affine_alone(head, hs):
+    return jnp.sum(jnp.sin(jaxrnn.affine(head, hs)))
+
+
+def cross_entropy_alone(logits, labels, weights):
+    return jaxrnn.softmax_cross_entropy(logits, labels, weights=weights, reduction="sum")
+
+
+def squared_error_alone(predictions, targets, weights):
+    return jaxrnn.squared_error(predictions, targets, weights=weights)
+
+
+# each with which of its arguments have rows, on axis 0: all others are the same on both devices
+READOUTS = {
+    "affine of replicated params": (affine_alone, (False, True)),
+    "affine of replicated hidden states": (affine_alone, (True, False)),
+    "cross-entropy of replicated logits": (cross_entropy_alone, (False, True, False)),
+    "cross-entropy of replicated labels": (cross_entropy_alone, (True, False, False)),
+    "cross-entropy of weights by row": (cross_entropy_alone, (False, False, True)),
+    "squared error of replicated predictions": (squared_error_alone, (False, True, False)),
+    "squared error of replicated targets": (squared_error_alone, (True, False, False)),
+    "squared error of weights by row": (squared_error_alone, (False, False, True)),
+}
+
+
+def readout_arguments(function, by_row):
+    """Random arguments, what one of two devices sees of each, and which have gradients."""
+    rows, shared = 4, 2
+    if function is affine_alone:
+        # params by row are a head for each device, as in a population
+        head = random_tree(jaxrnn.init_affine(jax.random.key(0), 3, O, dtype=jnp.float64))
+        head = jax.tree.map(lambda w: jnp.stack([w, 2 * w]), head) if by_row[0] else head
+        return (head, random_tree(jnp.zeros((rows if by_row[1] else shared, 3)), 1)), (0, 1)
+    sizes = [rows if of_rows else shared for of_rows in by_row]
+    y = random_tree(jnp.zeros((sizes[0], O)), 1)
+    weights = jnp.arange(1.0, sizes[2] + 1)
+    if function is cross_entropy_alone:
+        return (y, jnp.arange(sizes[1], dtype=jnp.int32) % O, weights), (0, 2)
+    return (y, random_tree(jnp.zeros((sizes[1], O)), 2), weights), (0, 1, 2)
+
+
+@by_kind
+@pytest.mark.parametrize(("function", "by_row"), READOUTS.values(), ids=READOUTS)
+def test_the_readout_inside_a_shard_map_of_the_callers(function, by_row, kind):
+    """Values, and gradients taken outside and inside, are the sum over what each device sees."""
+    mesh = jax.make_mesh((2,), ("data",), (kind,), devices=jax.devices()[:2])
+    arguments, argnums = readout_arguments(function, by_row)
+    specs = tuple(PartitionSpec("data") if of_rows else PartitionSpec() for of_rows in by_row)
+    population = function is affine_alone and by_row[0]
+
+    def local(*arguments):
+        if population:
+            arguments = (jax.tree.map(lambda w: w[0], arguments[0]), *arguments[1:])
+        return function(*arguments)
+
+    def part(device, *arguments):
+        """What a device sees of the arguments."""
+        halves = [
+            jax.tree.map(lambda a: jnp.split(a, 2)[device], argument) if of_rows else argument
+            for argument, of_rows in zip(arguments, by_row, strict=True)
+        ]
+        return local(*halves)
+
+    def whole(*arguments):
+        return part(0, *arguments) + part(1, *arguments)
+
+    def outside(*arguments):
+        total = jax.shard_map(
+            lambda *arguments: jax.lax.psum(local(*arguments), "data"),
+            mesh=mesh,
+            in_specs=specs,
+            out_specs=PartitionSpec(),
+        )
+        return jax.value_and_grad(total, argnums)(*arguments)
+
+    def inside(*arguments):
+        def run(*arguments):
+            value, gradients = jax.value_and_grad(local, argnums)(*arguments)
+            return jax.lax.psum(value, "data"), gradients
+
+        out_specs = (PartitionSpec(), tuple(specs[n] for n in argnums))
+        return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=out_specs)(*arguments)
+
+    there = tuple(put(a, mesh, *spec) for a, spec in zip(arguments, specs, strict=True))
+    expected = jax.jit(jax.value_and_grad(whole, argnums))(*arguments)
+    for run in (outside, inside):
+        actual = jax.device_get(jax.jit(run)(*there))
+        assert_same(jax.tree.map(jnp.asarray, actual), expected)
+
+
+@pytest.mark.parametrize("loss", [jaxrnn.softmax_cross_entropy, jaxrnn.squared_error])
+@pytest.mark.parametrize("spread", ["y", "other", "mask", "weights"])
+def test_a_loss_takes_arguments_of_different_layouts(loss, spread):
+    """One of them by rows, the others whole on each device; on Explicit axes types tell."""
+    mesh = jax.make_mesh((2,), ("data",), (AxisType.Explicit,), devices=jax.devices()[:2])
+    labels, targets = jnp.arange(4, dtype=jnp.int32) % O, random_tree(jnp.zeros((4, O)), 2)
+    arguments = {
+        "y": random_tree(jnp.zeros((4, O)), 1),
+        "other": labels if loss is jaxrnn.softmax_cross_entropy else targets,
+        "mask": jnp.array([True, True, False, True]),
+        "weights": jnp.arange(1.0, 5.0),
+    }
+    floating = [name for name in ("y", "other", "weights") if arguments[name].dtype == jnp.float64]
+
+    def run(arguments):
+        def mean(some):
+            a = {**arguments, **some}
+            return loss(a["y"], a["other"], mask=a["mask"], weights=a["weights"])
+
+        return jax.value_and_grad(mean)({name: arguments[name] for name in floating})
+
+    there = {name: put(a, mesh, *["data"] * (name == spread)) for name, a in arguments.items()}
+    expected = run(arguments)
+    actual = jax.device_get(jax.jit(run)(there))
+    assert_same(jax.tree.map(jnp.asarray, actual), expected)
 
 
 # hidden units spread over devices
@@ -471,6 +607,23 @@ def test_training_on_eight_devices_is_training_on_one(kind):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(spread))
     assert_same(*map(jax.device_get, (spread.params, state.params)), 1e-5)
+
+
+@pytest.mark.parametrize("donate", [True, False])
+def test_a_state_on_a_mesh_is_donated_if_asked(donate):
+    mesh, optimizer = parallel.make_mesh(), optax.sgd(0.1)
+    step = parallel.make_train_step(
+        lambda params, xs, key: jnp.sum(params * jnp.mean(xs)), optimizer, mesh, donate=donate
+    )
+    state = jaxrnn.init_train_state(jnp.ones(3), optimizer, jax.random.key(0))
+    state, xs = parallel.replicate(state, mesh), parallel.shard_rows(jnp.ones(8), mesh)
+    once, _ = step(state, xs)
+    if donate:
+        with pytest.raises(ValueError, match="`state` has been donated"):
+            step(state, xs)
+    else:
+        again, _ = step(state, xs)
+        assert_same(*map(jax.device_get, (again.params, once.params)), 0)
 
 
 def test_replicate_copies():
@@ -524,6 +677,24 @@ def test_a_mesh_that_is_none_or_has_no_data_axis(function):
         function(8)
     with pytest.raises(ValueError, match=r"`mesh` must have an axis 'data'.*\('batch',\)"):
         function(mesh_of(AxisType.Auto, batch=8))
+
+
+@pytest.mark.parametrize("text", ["README.md", "jaxrnn/parallel.py"])
+def test_one_line_makes_a_device_of_every_core(text):
+    """The line that the documentation shows, in a process where JAX has done nothing yet."""
+    root = Path(__file__).parent.parent
+    (line,) = re.findall(
+        r"^    (jax\.config\.update\(.*\))$", (root / text).read_text(), re.MULTILINE
+    )
+    code = f"""
+import os
+import jax
+{line}
+from jaxrnn import parallel
+assert parallel.make_mesh().size == len(os.sched_getaffinity(0)), parallel.make_mesh()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_mesh_of_no_devices():

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from support.problems import make_problem
-from support.programs import equations, jaxprs_of
+from support.programs import carries, equations, jaxprs_of, outputs_of
 
 import jaxrnn
 
@@ -20,21 +20,6 @@ def step_loops(f, *args):
         for loop in loops
         if not any(e.primitive.name == "scan" for j in jaxprs_of(loop) for e in equations(j))
     ]
-
-
-def outputs_of(loop):
-    """Shapes of what a scan carries, and of what it stacks (which gains an axis)."""
-    (body,) = jaxprs_of(loop)
-    pairs = [
-        (v.aval.shape, inner.aval.shape)
-        for v, inner in zip(loop.outvars, body.outvars, strict=True)
-    ]
-    carried = [shape for shape, inner in pairs if len(shape) == len(inner)]
-    return carried, [shape for shape, inner in pairs if len(shape) > len(inner)]
-
-
-def carries(loop):
-    return outputs_of(loop)[0]
 
 
 def products(loop):

@@ -221,8 +221,13 @@ def test_gradient_is_the_finite_difference_of_every_entry(cell):
 def test_forward_mode_is_refused():
     problem = make_problem(jaxrnn.LSTM)
     inputs = arrays_of(problem)
-    with pytest.raises(TypeError, match="custom_vjp"):
+    with pytest.raises(TypeError, match="custom_vjp") as refused:
         jax.jvp(unroll_of(problem), inputs, inputs)
+    assert "unroll_reference" in refused.value.__notes__[0]
+    # the function that it returns is what runs forwards
+    _, linear = jax.linearize(unroll_of(problem), *inputs)
+    with pytest.raises(TypeError, match=r"custom_vjp|forward"):
+        linear(*inputs)
 
 
 def test_forward_mode_of_the_reference_is_the_transpose_of_the_rule():

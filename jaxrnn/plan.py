@@ -1,0 +1,173 @@
+"""How to run: what is kept for the backward pass, in chunks of how many steps, by which loops.
+
+All that was tuned by measurement stands in `TUNING`, a column for each platform.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+
+from jaxrnn.loops import XLA_LOOPS, Loops
+from jaxrnn.memory import StepBytes, footprint
+
+__all__ = ["RESIDUALS", "TUNING", "Plan", "Sizes", "Tuning", "choose", "chunk_length"]
+
+RESIDUALS = ("gates", "states", "carries")
+
+
+class Plan(NamedTuple):
+    """The static choices of a call, made before tracing.
+
+    ``batch_axes`` is how many there are. ``chunk`` is K, None for one chunk of all steps, and
+    ``forward_chunk`` that of a forward pass that keeps all states, or none.
+    """
+
+    reverse: bool
+    batch_axes: int
+    chunk: int | None
+    forward_chunk: int | None
+    residuals: str | None
+    return_states: bool
+    loops: Loops = XLA_LOOPS
+
+
+class Tuning(NamedTuple):
+    """The constants of `choose`, in bytes, steps or entries.
+
+    | constant | effect |
+    |---|---|
+    | ``cached`` | a chunk of the backward pass works on at most this, unfused |
+    | ``wide`` | from this I + H on, the gates are kept |
+    | ``gates_limit`` | up to this, states and gates of all steps are kept |
+    | ``whole_limit`` | up to this ``hs``, all steps are one chunk, gates kept |
+    | ``whole_entries`` | with fewer entries in ``h``, chunks are kept even so |
+    | ``whole_forward_limit`` | up to these inputs, the forward pass is one chunk |
+    """
+
+    cached: int
+    wide: int
+    gates_limit: int
+    whole_limit: int
+    whole_entries: int
+    whole_forward_limit: int
+
+
+TUNING = {
+    # two cores each of an Intel Xeon with AVX-512 and of an AMD EPYC with AVX2, float32:
+    # cached               16 MiB unfused are about 2 MB of gates, which stay in a core's cache
+    # wide                 LSTM training with and without the gates: 1.00 at I + H = 384, 1.06 at
+    #                      640; fresh memory costs as much as computing them again
+    # whole_limit          a loop over chunks costs time, when compiled and when run
+    # whole_entries        T, B, H = 997, 3, 7 in one chunk: LSTM no gain, Elman network a quarter
+    # whole_forward_limit  0.62 to 1.0 of the time below; above 32 MB apiece, memory returns to the
+    #                      system, and taking it at every call costs more than the loop
+    "cpu": Tuning(
+        cached=2**24,
+        wide=2**9,
+        gates_limit=64 * 2**20,
+        whole_limit=2**20,
+        whole_entries=2**8,
+        whole_forward_limit=24 * 2**20,
+    ),
+}
+
+
+class Sizes(NamedTuple):
+    """Numbers of a call: steps, rows of the batch, input and hidden features, bytes of the params.
+
+    ``masked``: not every step is valid. ``derived``: the output is no field of the state, as in
+    every cell from a step.
+    """
+
+    T: int
+    rows: int
+    I: int
+    H: int
+    weights: int
+    masked: bool
+    derived: bool
+
+    @property
+    def hs_in_states(self) -> bool:
+        return not (self.masked or self.derived)
+
+
+def choose(
+    step: StepBytes, sizes: Sizes, *, residuals: str | None, memory_budget: int | None
+) -> tuple[str, int, int]:
+    """``(residuals, chunk, forward_chunk)`` of a `Plan`.
+
+    The given policy, or else the fastest, or the fastest that the budget allows.
+
+    Raises:
+        ValueError: a budget in which nothing fits; the message says the least.
+    """
+    tuning = TUNING.get(jax.default_backend(), TUNING["cpu"])
+    T, rows, I, H = sizes[:4]
+
+    def default_chunk(residuals: str, workspace: int = step.backward) -> int:
+        # at I + H = 128, the products gain by rows up to 2,000; smaller ones take less of the time
+        useful = (I + H) ** 2 // 8 // max(rows, 1)
+        return chunk_length(
+            T, residuals, useful=useful, workspace=max(workspace, 1), cached=tuning.cached
+        )
+
+    if residuals is not None:
+        chunk = default_chunk(residuals)
+        return residuals, chunk, chunk
+    made = step.state + step.gates
+    entries = rows * H >= tuning.whole_entries
+    # a derived linearisation reads no gates, and holds twice as much of a chunk
+    whole = entries and T * step.output <= tuning.whole_limit and not sizes.derived
+    whole_forward = whole or (entries and T * step.inputs <= tuning.whole_forward_limit)
+    keep_gates = (whole or tuning.wide <= I + H) and T * made <= tuning.gates_limit
+    residuals = "gates" if keep_gates else "states"
+    chunk = max(T, 1) if whole else default_chunk(residuals)
+    forward_chunk = max(T, 1) if whole_forward else default_chunk(residuals, step.inputs + made)
+    fastest = residuals, chunk, forward_chunk
+    if memory_budget is None:
+        return fastest
+    plans = [fastest] + [
+        (leaner, chunk, chunk)
+        for leaner in RESIDUALS[RESIDUALS.index(residuals) :]
+        for chunk in _halves(default_chunk(leaner))
+    ]
+
+    def total(plan: tuple[str, int, int]) -> int:
+        hs_in_states = sizes.hs_in_states
+        return footprint(step, sizes.weights, T, *plan, hs_in_states=hs_in_states).total
+
+    for plan in plans:
+        if total(plan) <= memory_budget:
+            return plan
+    least = min(plans, key=total)
+    raise ValueError(
+        f"`memory_budget` must be at least {total(least)} bytes for {T=}, {rows} rows and {H=} "
+        f"(residuals={least[0]!r} in chunks of {least[1]} steps); got {memory_budget}"
+    )
+
+
+def chunk_length(
+    steps: int, residuals: str, *, useful: int = 1, workspace: int = 1, cached: int = 2**24
+) -> int:
+    """Steps in a chunk: a divisor of the sequence's length where one is near the target.
+
+    Longer chunks make the products in bulk faster, up to so many ``useful`` steps; shorter ones
+    keep the ``workspace`` of a chunk, in bytes per step, in the ``cached`` bytes of a core. With
+    one carry kept per chunk, memory is the sum of the carries and of one chunk's states, least when
+    both are as many.
+    """
+    if residuals == "carries":
+        target = max(math.isqrt(steps), 1)
+    else:
+        target = min(max(useful, 16), max(cached // workspace, 8), max(steps // 4, 16))
+    if steps <= 2 * target:
+        return max(steps, 1)
+    divisors = [k for k in range(target // 2 + 1, 2 * target) if steps % k == 0]
+    return min(divisors, key=lambda k: abs(k - target), default=target)
+
+
+def _halves(chunk: int) -> list[int]:
+    """A chunk length and its halves, in descending order."""
+    return [chunk >> k for k in range(chunk.bit_length()) if chunk >> k] or [chunk]

@@ -1,0 +1,86 @@
+"""The door to the step loop: every pair of loops gives the values and gradients of autodiff."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from support.cells import MGU
+from support.problems import assert_same, make_problem, random_tree
+
+import jaxrnn
+from jaxrnn import bptt, pieces
+from jaxrnn.call import arrays_of, plan_of, validate
+from jaxrnn.loops import XLA_LOOPS, Advanced, Loops, Pulled
+from jaxrnn.masks import select, zero_unless, zero_where
+
+
+def at(tree, t):
+    return jax.tree.map(lambda leaf: leaf[t], tree)
+
+
+def stacked(entries):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *entries)
+
+
+def python_advance(bound, entering, reset_state, ahead, K, *, reverse):
+    carry, made = entering, [None] * K
+    for t in range(K)[:: -1 if reverse else 1]:
+        now = at(ahead, t)
+        before = carry if now.cut is None else select(now.cut, reset_state, carry)
+        after, gates = pieces.advance(bound, before, now.inputs)
+        carry = select(now.valid, after, carry)
+        made[t] = carry, gates
+    return Advanced(carry, *stacked(made))
+
+
+def python_pull(bound, dleaving, dreset, back, K, *, reverse, record):
+    dcarry, found = dleaving, [None] * K
+    for t in range(K)[:: 1 if reverse else -1]:
+        now = at(back, t)
+        dafter = dcarry if now.dstates is None else jax.tree.map(jnp.add, dcarry, now.dstates)
+        if now.dhs is not None:
+            dafter = dafter._replace(h=dafter.h + now.dhs)
+        dbefore, deltas = pieces.pull(bound, dafter, None, now.factors)
+        if dreset is not None:
+            started = zero_unless(now.cut, zero_unless(now.valid, dbefore))
+            dreset = jax.tree.map(jnp.add, dreset, started)
+        dcarry = select(now.valid, zero_where(now.stop, zero_where(now.cut, dbefore)), dafter)
+        found[t] = zero_unless(now.valid, deltas), zero_unless(now.valid, dafter)
+    deltas, dafter = stacked(found)
+    return Pulled(dcarry, dreset, deltas, dafter if record else None)
+
+
+PYTHON_LOOPS = Loops("python", python_advance, python_pull)
+EVERY_PAIR = [XLA_LOOPS, PYTHON_LOOPS]
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("residuals", ["states", "carries"])
+@pytest.mark.parametrize("cell", [jaxrnn.LSTM, MGU], ids=lambda cell: cell.name)
+@pytest.mark.parametrize("loops", EVERY_PAIR, ids=lambda loops: loops.name)
+def test_every_pair_of_loops_has_the_values_and_gradients_of_the_reference(
+    loops, cell, residuals, reverse
+):
+    problem = make_problem(cell, T=5, batch=(3,), lengths=True, resets=True, reverse=reverse)
+    reset_state = random_tree(problem.initial_state, seed=9)
+
+    def engine(params, xs, initial_state, reset_state):
+        options = {**problem.options, "reset_state": reset_state}
+        call = validate(cell, params, xs, initial_state, options)
+        plan = plan_of(call, residuals=residuals, return_states=True)._replace(loops=loops)
+        outputs = bptt.unroll(cell, plan, arrays_of(call))
+        return outputs.hs, outputs.states
+
+    def reference(params, xs, initial_state, reset_state):
+        these = problem._replace(params=params, xs=xs, initial_state=initial_state)
+        outputs = these.outputs(
+            jaxrnn.unroll_reference, reset_state=reset_state, return_states=True
+        )
+        return outputs[1:]
+
+    inputs = problem.params, problem.xs, problem.initial_state, reset_state
+
+    def both(f):
+        outputs, pull = jax.vjp(f, *inputs)
+        return outputs, pull(random_tree(outputs, seed=3))
+
+    assert_same(jax.jit(lambda: both(engine))(), jax.jit(lambda: both(reference))())
