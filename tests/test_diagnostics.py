@@ -1,20 +1,26 @@
 """What the diagnostics show is what autodiff and plain loops find, at every step."""
 
+import base64
 import functools
+import io
 import math
+import re
 import sys
+from contextlib import redirect_stdout
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from support.cells import MASKED_ELMAN
+from support.cells import MASKED_ELMAN, MATRIX
 from support.problems import assert_same, inputs_of, make_problem, random_tree, vjp, vjp_program
-from support.programs import equations
+from support.programs import equations, product_flops
 
 import jaxrnn
 from jaxrnn import diagnostics
+from jaxrnn.cells.cell import Drawn
 from jaxrnn.diagnostics import ORIGINS
 
 T, B, I, H = 7, 3, 3, 4
@@ -183,7 +189,7 @@ def test_horizon_of_known_gradients():
         cell, params, xs, None, dfinal, reverse=True, resets=jnp.zeros((T, B), bool).at[1].set(True)
     )
     assert only_first == (1, 0, 1)
-    assert diagnostics.horizon(cell, params, xs, None) == (0, 0, 0)
+    assert diagnostics.horizon(cell, params, xs, 0 * dhs) == (0, 0, 0)
     assert diagnostics.horizon(cell, params, xs.at[6].set(jnp.nan), dhs) == (T, T, T)
 
 
@@ -290,13 +296,14 @@ def test_probes_estimate_the_jacobians():
     # the square's relative deviation is at most sqrt(2 / 4000) = 2.2 %, the norm's half of it
     np.testing.assert_allclose(found, exact, rtol=0.06)
     assert np.all(found[exact > 0] != exact[exact > 0])
-    assert np.all(estimate(key=jax.random.key(1)).jacobians.h[exact > 0] != found[exact > 0])
+    assert np.all(estimate(probe_key=jax.random.key(1)).jacobians.h[exact > 0] != found[exact > 0])
 
 
 def test_large_states_are_probed_without_being_asked():
     for hidden, exact in ((64, True), (65, False)):
         problem = make_problem(jaxrnn.ELMAN, T=2, batch=(1,), H=hidden)
-        flow = diagnostics.gradient_flow(problem.cell, problem.params, problem.xs, None)
+        dhs = jnp.zeros((2, 1, hidden))
+        flow = diagnostics.gradient_flow(problem.cell, problem.params, problem.xs, dhs)
         assert math.isclose(flow.jacobians.h[-1, 0], math.sqrt(hidden), rel_tol=1e-12) == exact
 
 
@@ -395,7 +402,7 @@ def test_an_overflow_is_told_from_an_argument_that_was_not_finite():
     found = find(
         huge,
         2 * row[None] * jnp.ones_like(xs),
-        None,
+        0 * dhs,
         None,
         rest[1]._replace(h=row * jnp.ones((B, H))),
     )
@@ -413,17 +420,18 @@ def test_an_overflow_is_told_from_an_argument_that_was_not_finite():
 
 
 def truncated_by_autodiff(problem, cotangents, k):
-    """One unroll per window, the state handed on without its gradient."""
+    """One unroll per window, the state handed on without its gradient; the last window is whole."""
     cell, options = problem.cell, dict(problem.options)
     reverse = options["reverse"]
     valid = np.arange(T)[:, None] < np.asarray(options.pop("lengths", np.full(B, T)))
     resets = options.pop("resets", jnp.zeros((T, B), bool))
-    starts = range(0, T, k)
+    ends = range(T % k or k, T + 1, k)
 
     def run(params):
         state, pieces = problem.initial_state, []
-        for start in starts:
-            window = slice(max(T - start - k, 0), T - start) if reverse else slice(start, start + k)
+        for end in ends:
+            start = max(end - k, 0)
+            window = slice(T - end, T - start) if reverse else slice(start, end)
             state = jax.tree.map(jax.lax.stop_gradient, state) if start else state
             state, hs = jaxrnn.unroll_reference(
                 cell, params, problem.xs[window], state, resets=resets[window],
@@ -439,6 +447,7 @@ def truncated_by_autodiff(problem, cotangents, k):
     ("k", "reverse"), [(3, False), (4, True), pytest.param(1, False, marks=pytest.mark.slow)]
 )
 def test_truncation_bias_is_that_of_windows_without_a_gradient_between_them(cell, k, reverse):
+    """The last window ends at the last step; it used to be the first that began at the first."""
     # the final state of a row that ended in an earlier window is held, and so is its gradient:
     # windows that are unrolled one by one cannot hand it back, so all rows end in the last one
     problem, arguments, options = watched(cell, resets=True, reverse=reverse)
@@ -463,8 +472,8 @@ def test_nothing_is_truncated_by_one_window_and_nothing_is_left_of_a_gradient_fr
     right = diagnostics.TruncationBias(right, jax.tree.map(lambda leaf: leaf + 1, right))
     assert_same(whole, right)
     # no gradient at all: nothing lost
-    cell, params, xs, *_ = arguments
-    nothing = diagnostics.truncation_bias(cell, params, xs, None, k=1)
+    cell, params, xs, dhs, *_ = arguments
+    nothing = diagnostics.truncation_bias(cell, params, xs, 0 * dhs, k=1)
     jax.tree.map(np.testing.assert_array_equal, nothing, right)
 
 
@@ -516,10 +525,11 @@ def test_diagnostics_take_every_cell_and_dtype(cell, name, dtype):
 @each_diagnostic
 @pytest.mark.parametrize(("steps", "rows"), [(0, 2), (3, 0)])
 def test_diagnostics_of_nothing_are_zero(name, steps, rows):
-    problem = make_problem(jaxrnn.LSTM, T=steps, batch=(rows,))
-    options = {"backpropagate": {}, "truncation_bias": {"k": 1}}.get(name, {})
+    problem = make_problem(jaxrnn.LSTM, T=steps, batch=(rows,), **ALL_REVERSED)
+    options = {**problem.options, **{"truncation_bias": {"k": 1}}.get(name, {})}
     call = getattr(diagnostics, name)
-    found = call(problem.cell, problem.params, problem.xs, None, **options)
+    dhs = jnp.zeros((steps, rows, 4))
+    found = call(problem.cell, problem.params, problem.xs, dhs, **options)
     for leaf in jax.tree.leaves(found):
         assert np.all(np.isfinite(leaf))
 
@@ -546,14 +556,19 @@ BAD_ARGUMENTS = [
     ("truncation_bias", {"k": 2.0}, TypeError, "`k`"),
     ("explain", {"windows": (2, 8)}, ValueError, r"`windows\[1\]` must be in 1..T=7.*got 8"),
     ("explain", {"windows": (0,)}, ValueError, r"`windows\[0\]`"),
-    ("gradient_flow", {"key": 5}, TypeError, "`key` must be one jax.random.key; got int 5"),
-    ("gradient_flow", {"key": jnp.ones(2)}, TypeError, "`key` must be one jax.random.key"),
+    ("gradient_flow", {"probe_key": 5}, TypeError, "`probe_key` must be one jax.* got int 5"),
+    ("gradient_flow", {"probe_key": jnp.ones(2)}, TypeError, "`probe_key` must be one jax"),
     ("explain", {"title": 3}, TypeError, "`title` must be a string or None; got int 3"),
     ("explain", {"figure": 3}, TypeError, "`figure` must be a matplotlib Figure.*got int 3"),
     ("explain", {"foo": 3}, TypeError, "unknown argument `foo`"),
     ("explain", {"lengths": np.zeros(B, int)}, ValueError, "`lengths` must leave a step"),
     ("explain", {"windows": 3}, TypeError, "`windows` must be a tuple of ints; got int 3"),
-    ("horizon", {"lenghts": LENGTHS}, TypeError, "unknown argument `lenghts`: .* lengths, resets"),
+    (
+        "horizon",
+        {"lenghts": LENGTHS},
+        TypeError,
+        "unknown argument `lenghts`: .* lengths, mask, resets",
+    ),
     ("explain", {"lengths": LENGTHS + 1}, ValueError, "`lengths` must lie in 0..T=7"),
     ("horizon", {"resets": np.zeros((T, B))}, TypeError, "`resets` must be booleans"),
 ]
@@ -627,7 +642,7 @@ def test_explain_wants_numbers_and_something_to_explain():
     with pytest.raises(TypeError, match=r"outside of jax\.jit"):
         jax.jit(lambda xs: diagnostics.explain(cell, params, xs, dhs))(xs)
     with pytest.raises(ValueError, match="`xs` must hold at least one step of one row"):
-        diagnostics.explain(cell, params, xs[:0], None)
+        diagnostics.explain(cell, params, xs[:0], dhs[:0])
 
 
 def test_explain_without_matplotlib_says_how_to_get_it(monkeypatch):
@@ -721,3 +736,419 @@ def test_explain_draws_what_there_is():
     spoilt_row = diagnostics.explain(cell, params, xs.at[2, 1].set(jnp.nan), dhs)
     assert np.all(np.isfinite(spoilt_row.figure.axes[1].get_lines()[0].get_ydata()))
     assert "NOT FINITE from step 2, row 1: began in xs" in spoilt_row.table
+
+
+# every option at once, against a plain loop
+
+# valid steps, resets and detached steps of three rows: with holes, without a step, shorter; resets
+# stand on masked steps, too, and on the first valid step of row 0, after which a reversed row ends
+MASK = np.array([[1, 1, 0, 1, 1, 0, 1], [0] * 7, [0, 1, 1, 0, 1, 1, 0]], bool).T
+RESETS = np.array([[1, 0, 1, 0, 1, 0, 0], [1] + [0] * 6, [0, 0, 1, 1, 0, 0, 0]], bool).T
+DETACH = np.array([[0, 0, 0, 1, 1, 0, 0], [0, 1] + [0] * 5, [0, 0, 0, 0, 1, 1, 0]], bool).T
+every_option = pytest.mark.parametrize(
+    ("cell", "reverse"),
+    [
+        ("MATRIX", False),
+        ("MATRIX", True),
+        ("LSTM", True),
+        pytest.param("LSTM", False, marks=pytest.mark.slow),
+    ],
+)
+
+
+def floats(tree):
+    """None for leaves without a gradient."""
+    return jax.tree.map(lambda a: a if jnp.issubdtype(a.dtype, jnp.floating) else None, tree)
+
+
+class Plain:
+    """A problem with every option, its arguments, and its gradients by autodiff of a plain loop."""
+
+    def __init__(self, cell, reverse):
+        self.cell = {"MATRIX": MATRIX}.get(cell) or getattr(jaxrnn, cell)
+        self.reverse = reverse
+        self.params = self.cell.init(jax.random.key(0), I, H, dtype=jnp.float64)
+        self.x = random_tree(jax.ShapeDtypeStruct((T, B, I), jnp.float64), 1)
+        state = jax.eval_shape(lambda: self.cell.initial_state(self.params, (B,)))
+        self.options = {
+            "mask": jnp.asarray(MASK),
+            "resets": jnp.asarray(RESETS),
+            "detach": jnp.asarray(DETACH),
+            "reverse": reverse,
+        }
+        self.consts, self.noise = None, None
+        if self.cell is MATRIX:
+            self.x = {"x": self.x, "y": jnp.cos(self.x[..., :2])}
+            self.consts = {"mask": jnp.linspace(0.5, 1.5, B * 6).reshape(B, 6)}
+            key = jax.random.key(7)
+            self.options.update(consts=self.consts, key=key)
+            _, self.noise = self.cell.draw(key, self.params, T, (B,))
+            # made of the params
+            self.given = None
+            self.initial, self.reset = (self.cell.initial_state(self.params, (B,)),) * 2
+        else:
+            self.given = self.initial = random_tree(state, 2)
+            self.reset = self.options["reset_state"] = random_tree(state, 3)
+        outputs = jax.eval_shape(self.unroll, self.params)
+        self.cotangents = random_tree(outputs, 5)
+        dfinal, dhs = self.cotangents
+        self.arguments = (self.cell, self.params, self.x, dhs, dfinal, self.given)
+        self.grads = jax.jit(self.gradients)
+        self.whole = self.grads(jnp.zeros((T, B), bool), self.cotangents)
+
+    def unroll(self, params, unroll=jaxrnn.unroll_reference):
+        return floats(unroll(self.cell, params, self.x, self.given, **self.options))
+
+    def run(self, each, initial, reset, nudges, windows):
+        """Params of its own for every step, and ``nudges`` that are added to what it makes."""
+        each_step = (each, self.x, self.noise, nudges, MASK, RESETS, DETACH | windows)
+
+        def where(mask, a, b):
+            def choose(x, y):
+                return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 1)), x, y)
+
+            return jax.tree.map(choose, a, b)
+
+        def add(nudge, value):
+            def one(n, v):
+                return v if n is None else v + n
+
+            return jax.tree.map(one, nudge, value, is_leaf=lambda n: n is None)
+
+        def step(carry, at):
+            state, due = carry
+            params, x, noise, nudge, valid, reset_here, detach = at
+            before = where(detach, jax.lax.stop_gradient(state), state)
+            before = where(due if self.reverse else reset_here, reset, before)
+            if self.cell.draw is not None:
+                x = Drawn(x, noise)
+            after, h = self.cell.step(params, before, x, self.consts)
+            after = add(nudge, after)
+            if self.cell.output is None:
+                h = after.h
+            due = jnp.where(valid, reset_here, due)
+            return (where(valid, after, state), due), jnp.where(valid[:, None], h, 0)
+
+        none = jnp.zeros(B, bool)
+        (final, due), hs = jax.lax.scan(step, (initial, none), each_step, reverse=self.reverse)
+        return floats((where(due, reset, final) if self.reverse else final, hs))
+
+    def gradients(self, windows, cotangents):
+        """Of the params at every step, of the initial and the reset state, of every state."""
+        each = jax.tree.map(lambda leaf: jnp.stack([leaf] * T), self.params)
+        nudges = jax.tree.map(lambda leaf: jnp.zeros((T, *leaf.shape)), floats(self.initial))
+        run = functools.partial(self.run, windows=windows)
+        pull = jax.vjp(run, each, self.initial, self.reset, nudges)[1]
+        each, initial, reset, states = map(floats, pull(cotangents))
+        return each, initial, reset, states
+
+    def total(self, each, initial, reset, _):
+        """The params' gradient: of all steps, and through states that are made of them."""
+        steps = fold(each)
+        if self.given is not None:
+            return steps
+
+        def made(params):
+            return floats(self.cell.initial_state(params, (B,)))
+
+        both = jax.tree.map(jnp.add, initial, reset)
+        return jax.tree.map(jnp.add, steps, floats(jax.vjp(made, self.params)[1](both)[0]))
+
+    def of_row(self, b):
+        """The gradients of a loss of one row alone."""
+        dfinal, dhs = jax.tree.map(jnp.zeros_like, self.cotangents)
+        dfinal = jax.tree.map(lambda d, of_all: d.at[b].set(of_all[b]), dfinal, self.cotangents[0])
+        dhs = dhs.at[:, b].set(self.cotangents[1][:, b])
+        return self.grads(jnp.zeros((T, B), bool), (dfinal, dhs))
+
+    def order(self, b):
+        """The valid steps of a row as they are processed."""
+        steps = np.flatnonzero(MASK[:, b])
+        return steps[::-1] if self.reverse else steps
+
+    def in_line(self):
+        """The terms of all rows, each row's valid steps counted from its last one back: ``[T]``."""
+        total = jax.tree.map(lambda leaf: np.zeros(leaf.shape), self.whole[0])
+        for b in range(B):
+            each = self.of_row(b)[0]
+            for n, t in enumerate(self.order(b)[::-1]):
+                for into, of_row in zip(jax.tree.leaves(total), jax.tree.leaves(each), strict=True):
+                    into[n] += of_row[t]
+        return total
+
+
+plain = functools.cache(Plain)
+
+
+@every_option
+def test_backpropagate_with_every_option_is_autodiff_of_a_plain_loop(cell, reverse):
+    p = plain(cell, reverse)
+    found = diagnostics.backpropagate(*p.arguments, **p.options)
+    _, initial, reset, states = p.whole
+    expected = (p.total(*p.whole), initial, reset, states)
+    assert_same((found.params, found.initial_state, found.reset_state, found.states), expected)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(expected))
+    # and that is what differentiating the whole call gives
+    pull = jax.jit(lambda: jax.vjp(p.unroll, p.params)[1](p.cotangents)[0])
+    assert_same(found.params, floats(pull()))
+    assert np.any(np.asarray(found.states["m" if cell == "MATRIX" else 0])[MASK])
+    assert not np.any(np.asarray(found.states["m" if cell == "MATRIX" else 0])[~MASK])
+
+
+@every_option
+def test_steps_with_every_option_add_what_a_plain_loop_adds(cell, reverse):
+    p = plain(cell, reverse)
+    call = functools.partial(diagnostics.step_contributions, *p.arguments, window=(0, T))
+    found = call(**p.options)
+    assert_same((found.gradients, found.norms), (p.whole[0], norms_of(p.whole[0])))
+    # entry T-1 is every row's last step, or with reverse entry 0
+    last_first = p.in_line()
+    expected = last_first if reverse else jax.tree.map(lambda leaf: leaf[::-1], last_first)
+    found = call(from_end=True, **p.options)
+    assert_same((found.gradients, found.norms), (expected, norms_of(expected)))
+
+
+@every_option
+def test_horizon_with_every_option_counts_the_valid_steps_of_every_row(cell, reverse):
+    p = plain(cell, reverse)
+    for fraction in (0.6, 0.95):
+        found = diagnostics.horizon(*p.arguments, fraction=fraction, **p.options)
+        expected = steps_needed(p.in_line(), fraction)
+        assert jax.tree.map(int, found) == expected
+
+
+@every_option
+def test_rows_with_every_option_have_the_gradients_of_a_plain_loop(cell, reverse):
+    p = plain(cell, reverse)
+    found = diagnostics.example_gradient_norms(*p.arguments, **p.options)
+    rows = [p.total(*p.of_row(b)) for b in range(B)]
+    expected = norms_of(jax.tree.map(lambda *leaves: np.stack(leaves), *rows))
+    assert_same(found.params, expected)
+    assert_same(found.total, np.sqrt(sum(leaf**2 for leaf in jax.tree.leaves(expected))))
+
+
+@every_option
+def test_flow_with_every_option_is_that_of_a_plain_loop(cell, reverse):
+    p = plain(cell, reverse)
+
+    def squares(leaf):
+        return np.sum(np.asarray(leaf) ** 2, axis=tuple(range(2, leaf.ndim)))
+
+    found = diagnostics.gradient_flow(*p.arguments, **p.options)
+    assert_same(found.states, jax.tree.map(lambda d: np.sqrt(squares(d)), p.whole[3]))
+    dfinal, dhs = jax.tree.map(jnp.zeros_like, p.cotangents)
+    last = np.zeros((T, B), bool)
+    for b in range(B):
+        last[p.order(b)[-1:], b] = True
+    jacobians = jax.tree.map(lambda d: np.zeros((T, B)), p.whole[3])
+    for j in range(H):
+        seeded = dhs.at[..., j].set(last.astype(float))
+        _, _, _, states = p.grads(jnp.zeros((T, B), bool), (dfinal, seeded))
+        jacobians = jax.tree.map(lambda n, d: n + squares(d), jacobians, states)
+    assert_same(found.jacobians, jax.tree.map(np.sqrt, jacobians))
+    assert set(np.unique(found.nonfinite.step)) == {-1}
+
+
+@every_option
+def test_truncation_with_every_option_cuts_windows_of_valid_steps(cell, reverse):
+    p, k = plain(cell, reverse), 2
+    starts = np.zeros((T, B), bool)
+    for b in range(B):
+        order = p.order(b)
+        starts[order[len(order) % k or k :: k], b] = True
+    exact = p.total(*p.whole)
+    truncated = p.total(*p.grads(starts, p.cotangents))
+    found = diagnostics.truncation_bias(*p.arguments, k=k, **p.options)
+
+    def norm(leaf):
+        return np.linalg.norm(np.ravel(leaf))
+
+    error = jax.tree.map(lambda a, b: norm(a - b) / norm(b), truncated, exact)
+    cosine = jax.tree.map(
+        lambda a, b: np.vdot(a, b) / (norm(a) * norm(b)) if norm(a) else 0.0, truncated, exact
+    )
+    assert_same(found.relative_error, error)
+    assert_same(found.cosine, jax.tree.map(np.float64, cosine))
+    assert max(jax.tree.leaves(error)) > 0.01
+
+
+def test_what_truncation_leaves_of_a_gradient_from_the_end_are_the_last_k_steps(cell):
+    """The error used to depend on how T falls into windows, which began at the first step."""
+    cell, params, xs, _, dfinal, state = watched(cell)[1]
+    arguments = (cell, params, xs, None, dfinal, state)
+    terms = diagnostics.step_contributions(*arguments, window=(0, T)).gradients
+    for k in (2, 3, 5, 6):
+        found = diagnostics.truncation_bias(*arguments, k=k).relative_error
+        lost = jax.tree.map(
+            lambda t, k=k: np.linalg.norm(t[: T - k].sum(0)) / np.linalg.norm(t.sum(0)), terms
+        )
+        assert_same(found, lost)
+
+
+def test_a_loss_is_its_gradients_at_the_outputs():
+    p = plain("MATRIX", True)
+
+    def loss(final_state, hs):
+        return jnp.sum(jnp.sin(hs)) + jnp.sum(final_state["m"] ** 3)
+
+    options = {**p.options, "loss": loss}
+    found = diagnostics.backpropagate(p.cell, p.params, p.x, **options).params
+    expected = jax.jit(
+        jax.grad(lambda params: loss(*p.unroll(params)), allow_int=True)
+    )(p.params)  # fmt: skip
+    assert_same(found, floats(expected))
+    explained = diagnostics.explain(p.cell, p.params, p.x, windows=(3,), **options)
+    assert_same(explained.gradients.params, jax.device_get(found))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_explain_names_everything_of_any_cell_and_draws_valid_steps_side_by_side(reverse):
+    p = plain("MATRIX", reverse)
+    explained = diagnostics.explain(*p.arguments, windows=(3,), **p.options)
+    lines = explained.table.split("\n")
+    assert lines[0] == "MATRIX: 7 steps, 3 rows, 5 inputs, 4 units"
+    names = [line.split()[0] for line in lines if " of 5" in line]
+    assert names == ["o", "start", "u", "v", "w"]
+    (radii,) = (line for line in lines if line.startswith("spectral radius"))
+    # in the cell's order, not in that of the alphabet
+    radius = np.abs(np.linalg.eigvals(np.asarray(p.params["w"]))).max()
+    assert radii.endswith(f"zeta {radius:.3f}, half {radius / 2:.3f}")
+    assert "the last window ends at each row's last step" in explained.table
+    states = explained.figure.axes[1]
+    assert [line.get_label() for line in states.get_lines()] == [r"$\partial L\,/\,\partial m_t$"]
+    # five valid steps in the longest row, four in another
+    assert explained.figure.axes[2].get_xlim() == ((-0.5, 4.5) if reverse else (-4.5, 0.5))
+    norms = np.linalg.norm(np.asarray(p.whole[3]["m"]).reshape(T, B, -1), axis=-1)
+    last, first = (norms[p.order(0)[n], 0] for n in (-1, 0))
+    expected = [np.median([last, norms[p.order(2)[-1], 2]]), first]
+    # no line is drawn through zeros
+    drawn = np.nan_to_num(states.get_lines()[0].get_ydata())
+    np.testing.assert_allclose(drawn[[0, 4] if reverse else [-1, -5]], expected)
+
+
+def test_an_explanation_shows_its_table_and_in_a_notebook_its_figure():
+    _, arguments, _ = watched(jaxrnn.ELMAN)
+    explained = diagnostics.explain(*arguments, title="a < b", windows=())
+    assert repr(explained) == explained.table
+    assert "truncated" not in explained.table
+    shown = explained._repr_html_()
+    assert "a &lt; b" in shown
+    assert base64.b64decode(shown.partition("base64,")[2].partition('"')[0])[1:4] == b"PNG"
+
+
+@pytest.mark.parametrize("name", [*DIAGNOSTICS, "explain"])
+def test_a_gradient_of_nothing_is_refused(name):
+    _, (cell, params, xs, dhs, *_), _ = watched(jaxrnn.ELMAN)
+    call = functools.partial(
+        getattr(diagnostics, name), cell, params, xs, **DIAGNOSTICS.get(name, {})
+    )
+    with pytest.raises(ValueError, match=r"`dhs` and `dfinal` are both None.*`loss`"):
+        call()
+    with pytest.raises(ValueError, match="`loss` takes the place of `dhs` and `dfinal`"):
+        call(dhs, loss=lambda state, hs: jnp.sum(hs))
+    with pytest.raises(TypeError, match=r"`loss` must return a floating scalar; got float64\[4\]"):
+        call(loss=lambda state, hs: jnp.sum(hs, axis=(0, 1)))
+    with pytest.raises(TypeError, match=r"`loss` must be a function .*got float64\[7, 3, 4\]"):
+        call(loss=dhs)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_first_nonfinite_step_and_row_with_every_option(reverse):
+    p = plain("MATRIX", reverse)
+    cell, params, xs, dhs, dfinal, _ = p.arguments
+    find = functools.partial(diagnostics.gradient_flow, cell, params, xs)
+
+    def said(found):
+        steps, origins = found.nonfinite
+        return [(int(t), ORIGINS[n]) for t, n in zip(steps, origins, strict=True)]
+
+    none = (-1, "none")
+    state = cell.initial_state(params, (B,))
+    bad = {**state, "m": state["m"].at[:, 0, 0].set(np.nan)}
+    # row 0 starts with a reset and so does not read it forwards
+    first = [(6, "initial_state"), none, (5, "initial_state")]
+    expected = first if reverse else [none, none, (1, "initial_state")]
+    assert said(find(dhs, dfinal, bad, **p.options)) == expected
+    # read by the step itself forwards, by the next valid one in reverse
+    expected = [(3, "reset_state"), none, (1, "reset_state")]
+    expected = expected if reverse else [(0, "reset_state"), none, (2, "reset_state")]
+    assert said(find(dhs, dfinal, reset_state=bad, **p.options)) == expected
+    options = {**p.options, "consts": {"mask": p.consts["mask"].at[2].set(np.nan)}}
+    expected = [none, none, (5 if reverse else 1, "consts")]
+    assert said(find(dhs, dfinal, **options)) == expected
+    # the final state's cotangent arrives at the last step, or, in reverse and row 0, at no step
+    # but the reset state that stands in its place
+    dfinal = {**dfinal, "m": dfinal["m"].at[:, 0, 0].set(np.inf)}
+    expected = [(0 if reverse else 6, "dfinal"), none, (1 if reverse else 5, "dfinal")]
+    assert said(find(0 * dhs, dfinal, **p.options)) == expected
+
+
+def test_a_row_with_constants_of_its_own_costs_a_row():
+    """In products: sixteen rows cost as much as without the constants, not sixteen times."""
+
+    def cost(cell, **more):
+        problem = make_problem(cell, T=5, batch=(16,), I=3, H=4)
+        call = functools.partial(diagnostics.example_gradient_norms, cell, **more)
+        compiled = jax.jit(call).lower(problem.params, problem.xs, jnp.ones((5, 16, 4))).compile()
+        return product_flops(compiled)
+
+    consts = {"mask": jnp.ones((16, 4)), "name": jnp.int32(1)}
+    assert cost(MASKED_ELMAN, consts=consts) == cost(jaxrnn.ELMAN)
+
+
+def test_an_output_of_several_arrays_has_no_jacobian():
+    """A cell whose output is a pytree: all else is found."""
+
+    def output(params, after, gates, consts):
+        return {"mean": jnp.mean(after.h, axis=-1, keepdims=True), "h": after.h}
+
+    def step(params, state, x, consts=None):
+        state, _ = jaxrnn.ELMAN.step(params, state, x)
+        return state, output(params, state, (), None)
+
+    def pull(params, adjoint, slope, consts):
+        dafter, dh = adjoint
+        dmean = jnp.broadcast_to(dh["mean"] / dafter.h.shape[-1], dafter.h.shape)
+        whole = dafter._replace(h=dafter.h + dmean + dh["h"])
+        return jaxrnn.ELMAN.pull(params, whole, slope, consts)
+
+    two = jaxrnn.ELMAN._replace(name="TWO", output=output, step=step, pull=pull)
+    _, (_, params, xs, dhs, dfinal, state), _ = watched(jaxrnn.ELMAN)
+    cotangents = {"mean": dhs[..., :1], "h": dhs}
+    flow = diagnostics.gradient_flow(two, params, xs, cotangents, dfinal, state)
+    assert flow.jacobians is None
+    explained = diagnostics.explain(two, params, xs, cotangents, dfinal, state, windows=())
+    assert "dh_T" not in explained.table
+    same = dhs + jnp.broadcast_to(dhs[..., :1] / H, dhs.shape)
+    expected = diagnostics.backpropagate(jaxrnn.ELMAN, params, xs, same, dfinal, state)
+    assert_same(explained.gradients.params, jax.device_get(expected.params))
+
+
+def numbers_apart(text):
+    """The words of a text without its numbers, and each number with its last place's worth."""
+    number = r"([-+]?\d+)(\.\d+)?(e[-+]\d+)?"
+    found = re.findall(number, text)
+    places = [float(f"1e{int(e[1:] or 0) - len(decimals[1:])}") for _, decimals, e in found]
+    return re.sub(number, "#", text).split(), [float("".join(n)) for n in found], places
+
+
+def test_the_readme_shows_the_table_that_its_code_prints(tmp_path, monkeypatch):
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    code, table = re.search(
+        r"```python\n([^`]*diagnostics\.explain[^`]*)```.*?```text\n(.*?)```", readme, re.DOTALL
+    ).groups()
+    monkeypatch.chdir(tmp_path)
+    printed = io.StringIO()
+    # as a reader would run it
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        redirect_stdout(printed),
+    ):
+        exec(compile(code, "README.md", "exec"), {})
+    words, numbers, _ = numbers_apart(printed.getvalue())
+    expected_words, expected, places = numbers_apart(table)
+    assert words == expected_words
+    # another machine may round a number of float32 to the next one
+    assert np.all(np.abs(np.subtract(numbers, expected)) <= 1.01 * np.array(places))

@@ -1,9 +1,9 @@
 """Watching backpropagation through time: the gradient, step by step.
 
-Every function here takes what backpropagation through time takes, the arguments of `jaxrnn.unroll`
-and the cotangents that a loss sends to its outputs, ``(cell, params, xs, dhs, dfinal,
-initial_state, *, lengths, resets, reverse, consts)``, for any cell. All but `explain` work under
-`jax.jit`, with the cell static.
+Every function here takes the arguments of `jaxrnn.unroll`, and either the cotangents that a loss
+sends to its outputs or the loss itself: ``(cell, params, xs, dhs, dfinal, initial_state, *, loss,
+lengths, mask, resets, reset_state, detach, reverse, consts, key)``, for any cell. All but `explain`
+work under `jax.jit`, with the cell static.
 
 - `backpropagate`: the rule itself, with the gradient at every step.
 - `step_contributions`, `horizon`: which steps make a parameter's gradient.

@@ -6,6 +6,9 @@ A weight is used at every step t, for every row b, and its gradient is the sum o
 
 where ``ds_t`` is the whole gradient that reaches the state after step t, along every later path.
 The terms are taken one at a time and measured: no more than one of them is ever in memory.
+
+A cell may make its initial state of the params. What reaches them on this path is part of a row's
+gradient and of no step's.
 """
 
 import functools
@@ -18,10 +21,21 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrnn import bptt
-from jaxrnn.cells.contract import Cell, Params, State
-from jaxrnn.diagnostics.recording import Arrays, Options, Recording, prepare, record
-from jaxrnn.masks import zero_unless
-from jaxrnn.validation import describe, size, static_bool
+from jaxrnn.cells.cell import Cell, Params, State
+from jaxrnn.checks import describe, size, static_bool
+from jaxrnn.diagnostics.measures import Used, in_line, norm, one_by_one, unit, used_by
+from jaxrnn.diagnostics.recording import (
+    Options,
+    Problem,
+    Recording,
+    prepare,
+    record,
+    steps_shape,
+    with_the_start,
+)
+from jaxrnn.dtypes import differentiable, in_dtype_of
+from jaxrnn.pieces import Bound, consts_rows, gradients
+from jaxrnn.plan import Plan
 
 __all__ = [
     "ExampleGradientNorms",
@@ -29,11 +43,7 @@ __all__ = [
     "example_gradient_norms",
     "gradient_of",
     "horizon",
-    "norm",
-    "one_by_one",
     "step_contributions",
-    "unit",
-    "used_by",
 ]
 
 
@@ -42,8 +52,8 @@ class StepContributions(NamedTuple):
 
     ``norms`` is the Frobenius norm of the step's term ``dW_t``, ``shares`` its part in the sum:
     ``<dW_t, dW> / <dW, dW>``, signed (a step may pull against the others), and 1 in total (all zero
-    where the gradient is zero). ``gradients`` holds the terms themselves, ``[stop - start, ...]``
-    of the window asked for, or None.
+    where the sum is zero). ``gradients`` holds the terms themselves, ``[stop - start, ...]`` of the
+    window asked for, or None.
     """
 
     norms: Params
@@ -65,8 +75,8 @@ class ExampleGradientNorms(NamedTuple):
 def step_contributions(
     cell: Cell,
     params: Params,
-    xs: jax.Array,
-    dhs: jax.Array | None,
+    xs: Any,
+    dhs: Any = None,
     dfinal: State | None = None,
     initial_state: State | None = None,
     *,
@@ -76,13 +86,15 @@ def step_contributions(
 ) -> StepContributions:
     """Each time step's share of every parameter's gradient, exactly.
 
-    Costs about one backward pass. A step's term is summed over the rows of the batch that are
-    still running.
+    Costs about one backward pass. A step's term is summed over the rows of the batch where the step
+    is valid.
 
     Args:
         cell, params, xs, dhs, dfinal, initial_state, options: as in `backpropagate`.
-        from_end: count the steps of rows of different ``lengths`` from the end of each: entry T-1
-            is every row's last valid step, T-2 the one before. Otherwise entry t is step t of all.
+        from_end: count the valid steps of each row from the last one to be processed: entry T-1 is
+            every row's last valid step, T-2 the valid one before it, whatever is masked. With
+            ``reverse``, entry 0 is every row's first valid step, entry 1 the next. Otherwise
+            entry t is step t of all rows.
         window: ``(start, stop)`` with 0 <= start < stop <= T: also return the terms of these steps
             in full. They take ``stop - start`` times the memory of the parameters.
 
@@ -97,17 +109,17 @@ def step_contributions(
         >>> parts.norms.w_hh.shape, round(float(parts.shares.w_hh.sum()), 3)
         ((7,), 1.0)
     """
-    cell, plan, arrays = prepare(cell, params, xs, dhs, dfinal, initial_state, options)
+    cell, plan, problem = prepare(cell, params, xs, dhs, dfinal, initial_state, options)
     from_end = static_bool("from_end", from_end)
-    window = _validate_window(window, len(arrays.steps.xs))
-    return _step_contributions(cell, plan, arrays, from_end, window)
+    window = _validate_window(window, steps_shape(plan, problem)[0])
+    return _step_contributions(cell, plan, problem, from_end, window)
 
 
 def horizon(
     cell: Cell,
     params: Params,
-    xs: jax.Array,
-    dhs: jax.Array | None,
+    xs: Any,
+    dhs: Any = None,
     dfinal: State | None = None,
     initial_state: State | None = None,
     *,
@@ -116,10 +128,10 @@ def horizon(
 ) -> Params:
     """How many of the last steps hold a fraction of each parameter's gradient.
 
-    The smallest n such that the terms of the last n steps add up to the gradient with a relative
-    error of at most ``1 - fraction`` (in Frobenius norm), and so do those of any more steps. The
-    last steps are the last ones in the order of processing, counted from each row's own last step
-    where there are ``lengths``; from t = 0 on with ``reverse``.
+    The smallest n such that the terms of the last n steps add up to those of all steps with a
+    relative error of at most ``1 - fraction`` (in Frobenius norm), and so do those of any more
+    steps. The last steps are each row's own last valid ones in the order of processing: with
+    ``reverse``, the first ones in time.
 
     Args:
         cell, params, xs, dhs, dfinal, initial_state, options: as in `backpropagate`.
@@ -137,15 +149,15 @@ def horizon(
     # all of it is never reached: the last bit is lost to rounding
     if not 0 < fraction < 1:
         raise ValueError(f"`fraction` must be above 0 and below 1; got {fraction}")
-    cell, plan, arrays = prepare(cell, params, xs, dhs, dfinal, initial_state, options)
-    return _horizon(cell, plan, arrays, float(fraction))
+    cell, plan, problem = prepare(cell, params, xs, dhs, dfinal, initial_state, options)
+    return _horizon(cell, plan, problem, float(fraction))
 
 
 def example_gradient_norms(
     cell: Cell,
     params: Params,
-    xs: jax.Array,
-    dhs: jax.Array | None,
+    xs: Any,
+    dhs: Any = None,
     dfinal: State | None = None,
     initial_state: State | None = None,
     **options: Unpack[Options],
@@ -155,9 +167,6 @@ def example_gradient_norms(
     A row's gradient is what it adds to the gradient of the batch: where the loss is a mean over B
     rows, so that ``dhs`` and ``dfinal`` carry a factor 1/B, multiply by B for the gradient of the
     row's own loss.
-
-    With ``consts`` every row costs as much as the whole batch, since a cell's constants may belong
-    to single rows (a dropout mask) or to all of them.
 
     Args:
         cell, params, xs, dhs, dfinal, initial_state, options: as in `backpropagate`.
@@ -175,31 +184,23 @@ def example_gradient_norms(
         >>> norms.params.w_ih.shape, float(norms.total[1])
         ((2,), 0.0)
     """
-    cell, plan, arrays = prepare(cell, params, xs, dhs, dfinal, initial_state, options)
-    return _example_gradient_norms(cell, plan, arrays)
-
-
-class _Used(NamedTuple):
-    """What a gradient is contracted from, leaves ``[T, ...]`` or any part of them."""
-
-    xs: jax.Array
-    before: State
-    gates: Any
-    deltas: Any
+    cell, plan, problem = prepare(cell, params, xs, dhs, dfinal, initial_state, options)
+    return _example_gradient_norms(cell, plan, problem)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 3, 4))
 def _step_contributions(
     cell: Cell,
-    plan: bptt.Plan,
-    arrays: Arrays,
+    plan: Plan,
+    problem: Problem,
     from_end: bool,
     window: tuple[int, int] | None,
 ) -> StepContributions:
-    used = used_by(record(cell, plan, arrays))
-    gradient = _term(cell, arrays, used)
+    used = used_by(record(cell, plan, problem))
+    bound = bptt.bind(cell, problem.arrays)
+    gradient = _term(bound, used)
     if from_end:
-        used = _rows_end_together(used, arrays.steps.valid)
+        used = in_line(used, problem.arrays.steps.valid, reverse=plan.reverse)
     steps = one_by_one(used)
 
     direction, whole = jax.tree.map(unit, gradient), jax.tree.map(norm, gradient)
@@ -207,8 +208,8 @@ def _step_contributions(
     def share(dparams: jax.Array, direction: jax.Array, whole: jax.Array) -> jax.Array:
         return jnp.sum(dparams / jnp.where(whole == 0, 1, whole) * direction)
 
-    def measure(step: _Used) -> tuple[Params, Params]:
-        dparams = _term(cell, arrays, step)
+    def measure(step: Used) -> tuple[Params, Params]:
+        dparams = _term(bound, step)
         shares = jax.tree.map(share, dparams, direction, whole)
         return jax.tree.map(norm, dparams), shares
 
@@ -216,25 +217,23 @@ def _step_contributions(
     terms = None
     if window is not None:
         inside = jax.tree.map(lambda leaf: leaf[slice(*window)], steps)
-        terms = lax.map(
-            lambda step: bptt.in_dtype_of(arrays.params, _term(cell, arrays, step)), inside
-        )
+        terms = lax.map(lambda step: in_dtype_of(problem.arrays.params, _term(bound, step)), inside)
     return StepContributions(norms, shares, terms)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 3))
-def _horizon(cell: Cell, plan: bptt.Plan, arrays: Arrays, fraction: float) -> Params:
-    used = used_by(record(cell, plan, arrays))
-    gradient = _term(cell, arrays, used)
+def _horizon(cell: Cell, plan: Plan, problem: Problem, fraction: float) -> Params:
+    used = used_by(record(cell, plan, problem))
+    bound = bptt.bind(cell, problem.arrays)
+    gradient = _term(bound, used)
     norms = jax.tree.map(norm, gradient)
-    if not plan.reverse:
-        used = _rows_end_together(used, arrays.steps.valid)
+    used = in_line(used, problem.arrays.steps.valid, reverse=plan.reverse)
 
-    def add(held: Params, step: _Used) -> tuple[Params, Params]:
+    def add(held: Params, step: Used) -> tuple[Params, Params]:
         missing = jax.tree.map(lambda h, g: norm(g - h), held, gradient)
         # a comparison with NaN is false: what is not finite is never enough
         enough = jax.tree.map(lambda m, n: m <= (1 - fraction) * n, missing, norms)
-        return jax.tree.map(jnp.add, held, _term(cell, arrays, step)), enough
+        return jax.tree.map(jnp.add, held, _term(bound, step)), enough
 
     nothing = jax.tree.map(jnp.zeros_like, gradient)
     # against the order of processing: the last step is the first to be added
@@ -249,88 +248,59 @@ def _horizon(cell: Cell, plan: bptt.Plan, arrays: Arrays, fraction: float) -> Pa
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _example_gradient_norms(cell: Cell, plan: bptt.Plan, arrays: Arrays) -> ExampleGradientNorms:
-    used = used_by(record(cell, plan, arrays))
-    T, *batch_shape = used.xs.shape[:-1]
-    rows = math.prod(batch_shape)
+def _example_gradient_norms(cell: Cell, plan: Plan, problem: Problem) -> ExampleGradientNorms:
+    recording, arrays = record(cell, plan, problem), problem.arrays
+    _, *batch_shape = steps_shape(plan, problem)
+    rows, one_row = math.prod(batch_shape), (1,) * len(batch_shape)
 
-    def rows_first(leaf: jax.Array) -> jax.Array:
-        return leaf.reshape(T, rows, *leaf.shape[1 + len(batch_shape) :]).swapaxes(0, 1)
+    def rows_first(leaf: jax.Array, axis: int) -> jax.Array:
+        """The batch axes from that one on as the first axis, each of size 1 in their place."""
+        before, behind = leaf.shape[:axis], leaf.shape[axis + len(batch_shape) :]
+        return jnp.moveaxis(leaf.reshape(*before, rows, *one_row, *behind), axis, 0)
 
-    def alone(n: jax.Array) -> _Used:
-        row = (jnp.arange(rows) == n).reshape(batch_shape)
-        deltas = zero_unless(jnp.broadcast_to(row, (T, *batch_shape)), used.deltas)
-        return used._replace(deltas=deltas)
+    read, structure = jax.tree.flatten((arrays.consts, arrays.drawn))
+    of_rows = jax.tree.leaves(consts_rows(cell, arrays.consts, arrays.drawn))
+    by_row = (
+        jax.tree.map(functools.partial(rows_first, axis=1), used_by(recording)),
+        [rows_first(leaf, 0) for leaf, of_row in zip(read, of_rows, strict=True) if of_row],
+        jax.tree.map(
+            functools.partial(rows_first, axis=0),
+            (recording.initial_state, recording.reset_state),
+        ),
+    )
+
+    def gradient_of_row(row: tuple[Used, list[jax.Array], tuple[State, State | None]]) -> Params:
+        used, own, start = row
+        each = iter(own)
+        consts, drawn = jax.tree.unflatten(
+            structure,
+            [next(each) if of_row else leaf for leaf, of_row in zip(read, of_rows, strict=True)],
+        )
+        bound = bptt.bind(cell, arrays._replace(consts=consts, drawn=drawn))
+        return with_the_start(cell, problem, _term(bound, used), *start, one_row)
 
     def norms_of(parameter: int) -> jax.Array:
-        def of_row(row: _Used) -> jax.Array:
-            return norm(jax.tree.leaves(_term(cell, arrays, row))[parameter])
+        return lax.map(
+            lambda row: norm(jax.tree.leaves(gradient_of_row(row))[parameter]), by_row
+        ).reshape(batch_shape)
 
-        if arrays.consts is None:
-            return lax.map(of_row, jax.tree.map(rows_first, used))
-        # the constants may have batch axes: all rows stay, one has a gradient
-        return lax.map(lambda n: of_row(alone(n)), jnp.arange(rows))
-
-    leaves, structure = jax.tree.flatten(arrays.params)
+    leaves, structure_of_params = jax.tree.flatten(differentiable(arrays.params))
     # a loop for each parameter: in one loop, the terms of all would be in memory at once
-    each = [norms_of(parameter).reshape(batch_shape) for parameter in range(len(leaves))]
-    norms = jax.tree.unflatten(structure, each)
+    each = [norms_of(parameter) for parameter in range(len(leaves))]
+    norms = jax.tree.unflatten(structure_of_params, each)
     return ExampleGradientNorms(norms, norm(jnp.stack(each), axis=0))
 
 
-def gradient_of(cell: Cell, arrays: Arrays, recording: Recording) -> Params:
+def gradient_of(cell: Cell, plan: Plan, problem: Problem, recording: Recording) -> Params:
     """The gradient of the params, in the accumulation dtype."""
-    return _term(cell, arrays, used_by(recording))
+    dparams = _term(bptt.bind(cell, problem.arrays), used_by(recording))
+    start = recording.initial_state, recording.reset_state
+    return with_the_start(cell, problem, dparams, *start, steps_shape(plan, problem)[1:])
 
 
-def used_by(recording: Recording) -> _Used:
-    """What `Cell.contract` reads of a recording."""
-    xs, before, _, gates, _ = recording.trajectory
-    return _Used(xs, before, gates, recording.deltas)
-
-
-def _term(cell: Cell, arrays: Arrays, used: _Used) -> Params:
-    """What these steps and rows add to the gradient of every parameter."""
-    return bptt.contract(cell, arrays.params, arrays.consts, *used)[0]
-
-
-def one_by_one(used: _Used) -> _Used:
-    """Leaves ``[T, 1, ...]``: sequences of one step."""
-    return jax.tree.map(lambda leaf: leaf[:, None], used)
-
-
-def _rows_end_together(used: _Used, valid: jax.Array | None) -> _Used:
-    """The rows moved so that all end at the last step; their padding, without gradient, first."""
-    if valid is None:
-        return used
-    t = lax.broadcasted_iota(jnp.int32, valid.shape, 0)
-    source = (t + jnp.sum(valid, axis=0, dtype=jnp.int32)[None]) % max(len(valid), 1)
-
-    def move(leaf: jax.Array) -> jax.Array:
-        index = source.reshape(source.shape + (1,) * (leaf.ndim - source.ndim))
-        return jnp.take_along_axis(leaf, index, axis=0)
-
-    return jax.tree.map(move, used)
-
-
-def norm(tensor: jax.Array, axis: int | None = None) -> jax.Array:
-    """Euclidean norm over an axis, or over all (Frobenius): of any scale.
-
-    A gradient that vanishes or explodes is what is looked for, and its square is out of range long
-    before it is.
-    """
-    largest = jnp.max(jnp.abs(tensor), axis=axis, keepdims=True, initial=0)
-    # all zero, or not finite: nothing to scale by
-    scale = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1)
-    scaled = tensor / jnp.broadcast_to(scale, tensor.shape)
-    root = jnp.sqrt(jnp.sum(scaled * scaled, axis=axis, keepdims=True))
-    return jnp.squeeze(scale * root, axis)
-
-
-def unit(tensor: jax.Array) -> jax.Array:
-    """``tensor`` divided by its norm; zeros stay zeros."""
-    size = norm(tensor)
-    return tensor / jnp.where(size == 0, 1, size)
+def _term(bound: Bound, used: Used) -> Params:
+    """The share of these steps and rows in the gradient of every parameter."""
+    return gradients(bound, *used)[0]
 
 
 def _validate_window(window: Any, T: int) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""What truncated backpropagation through time gets wrong.
+"""The bias of truncated backpropagation through time.
 
 Truncated BPTT cuts the sequence into windows of k steps. The state crosses from one window to the
 next, its gradient does not: ``ds_t`` of a window's last step lacks everything that later windows
@@ -9,17 +9,24 @@ of recurrent network trajectories", 1990.
 """
 
 import functools
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from jaxrnn import bptt
-from jaxrnn.cells.contract import Cell, Params, State
-from jaxrnn.diagnostics.contributions import gradient_of, norm, unit
-from jaxrnn.diagnostics.recording import Arrays, Options, prepare, pull_back, record
-from jaxrnn.validation import size
+from jaxrnn.cells.cell import Cell, Params, State
+from jaxrnn.checks import size
+from jaxrnn.diagnostics.contributions import gradient_of
+from jaxrnn.diagnostics.measures import norm, steps_left, unit
+from jaxrnn.diagnostics.recording import (
+    Options,
+    Problem,
+    prepare,
+    pull_back,
+    record,
+    steps_shape,
+)
+from jaxrnn.plan import Plan
 
 __all__ = ["TruncationBias", "truncation_bias"]
 
@@ -39,8 +46,8 @@ class TruncationBias(NamedTuple):
 def truncation_bias(
     cell: Cell,
     params: Params,
-    xs: jax.Array,
-    dhs: jax.Array | None,
+    xs: Any,
+    dhs: Any = None,
     dfinal: State | None = None,
     initial_state: State | None = None,
     *,
@@ -49,10 +56,11 @@ def truncation_bias(
 ) -> TruncationBias:
     """The gradient of truncated BPTT with windows of k steps, compared with the exact one.
 
-    The windows follow each other in the order of processing, from each row's first step on; the
-    last one is shorter where k does not divide the row's length. The cotangents are the same for
-    both. Only steps are cut apart, not padding: what the final state's cotangent sends to a row
-    that ended before T reaches its last step.
+    The windows follow each other in the order of processing and hold k valid steps of each row. The
+    last one ends at the row's last step, and the first one is shorter where k does not divide the
+    row's steps: so the error does not depend on how a loss at the last step falls into windows.
+    The cotangents are the same for both gradients. Only steps are cut apart: what the final state's
+    cotangent sends past masked steps reaches the row's last valid one.
 
     Args:
         cell, params, xs, dhs, dfinal, initial_state, options: as in `backpropagate`.
@@ -69,29 +77,31 @@ def truncation_bias(
         >>> bool(bias.relative_error.w_hh < 1e-6)
         True
     """
-    cell, plan, arrays = prepare(cell, params, xs, dhs, dfinal, initial_state, options)
-    T, k = len(arrays.steps.xs), size("k", k)
+    cell, plan, problem = prepare(cell, params, xs, dhs, dfinal, initial_state, options)
+    T, k = steps_shape(plan, problem)[0], size("k", k)
     # a sequence of no steps has one window, of any size
     if k > max(T, 1):
         raise ValueError(f"`k` must be in 1..{T=}, the steps of `xs`; got {k}")
-    return _truncation_bias(cell, plan, arrays, jnp.asarray(k, jnp.int32))
+    return _truncation_bias(cell, plan, problem, jnp.asarray(k, jnp.int32))
 
 
 # one compiled program for all windows
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _truncation_bias(cell: Cell, plan: bptt.Plan, arrays: Arrays, k: jax.Array) -> TruncationBias:
-    T, *batch_shape, _ = arrays.steps.xs.shape
-    processed = lax.broadcasted_iota(jnp.int32, (T, *batch_shape), 0)
-    if plan.reverse:
-        # a row begins at its own last step, wherever its padding ends
-        valid = arrays.steps.valid
-        last = T - 1 if valid is None else jnp.sum(valid, axis=0, dtype=jnp.int32)[None] - 1
-        processed = last - processed
-    windows = arrays.steps._replace(stop=processed % k == 0)
-    recording = record(cell, plan, arrays)
+def _truncation_bias(cell: Cell, plan: Plan, problem: Problem, k: jax.Array) -> TruncationBias:
+    shape, steps = steps_shape(plan, problem), problem.arrays.steps
+    valid = jnp.ones(shape, jnp.bool_) if steps.valid is None else steps.valid
+    left = steps_left(valid, reverse=plan.reverse)
+    # a row's first window reads the initial state, which is no window's
+    first = left == jnp.max(left, axis=0, keepdims=True, initial=0)
+    stop = (left % k == 0) & ~first
+    windows = steps._replace(stop=stop if steps.stop is None else steps.stop | stop)
+    recording = record(cell, plan, problem)
     # the states are the same: only the way back is another
-    cut = pull_back(cell, plan, arrays._replace(steps=windows), recording.trajectory)
-    exact, truncated = (gradient_of(cell, arrays, each) for each in (recording, cut))
+    cut = problem._replace(arrays=problem.arrays._replace(steps=windows))
+    truncated_recording = pull_back(cell, plan, cut, recording.trajectory)
+    exact, truncated = (
+        gradient_of(cell, plan, problem, each) for each in (recording, truncated_recording)
+    )
 
     def error(truncated: jax.Array, exact: jax.Array) -> jax.Array:
         lost = norm(truncated - exact)
