@@ -1,18 +1,30 @@
 """The check of handwritten gradients accepts the right ones, and says where a wrong one errs."""
 
+import math
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.cells import MASKED_ELMAN, MGU, MGUGates, MGUParams
-from test_mutants import CELL_MUTANTS, ENGINE_MUTANTS, with_contract, with_factors
+from support.cells import (
+    MASKED_ELMAN,
+    MGU,
+    RATE,
+    MGUGates,
+    MGUParams,
+    rate_example,
+    rate_gain,
+)
+from test_mutants import CELL_MUTANTS, ENGINE_MUTANTS, fresh, with_factors, with_gradients
 
 import jaxrnn
-from jaxrnn import ELMAN, GRU, LSTM, bptt
+from jaxrnn import ELMAN, GRU, LSTM, ElmanState
+from jaxrnn.cells.cell import Drawn, Expects
+from jaxrnn.plan import chunk_length
 from jaxrnn.products import bias_gradient, input_gradient, weight_gradient
-from jaxrnn.testing import cells, check_cell, check_sequence_gradients
+from jaxrnn.testing import cells, check_cell, check_sequence_gradients, relative_differences
+from jaxrnn.testing.cases import CASES, SMALL, draw, template_of
 
 ELMAN_INPUTS = ["params.w_ih", "params.w_hh", "params.b", "xs", "initial_state.h"]
 LSTM_INPUTS = [*ELMAN_INPUTS, "initial_state.c"]
@@ -61,7 +73,7 @@ def from_step(begin, *paths, **others):
 @pytest.mark.parametrize("cell", [LSTM, MGU], ids=lambda cell: cell.name)
 def test_a_right_cell_is_accepted(cell, monkeypatch):
     """In one case and to second order: the next test, which is slow, has all of them."""
-    monkeypatch.setattr(cells, "_CASES", cells._CASES[:1])
+    monkeypatch.setattr(cells, "CASES", CASES[:1])
     assert check_cell(cell) is None
 
 
@@ -72,22 +84,30 @@ def test_a_right_cell_is_accepted_in_every_case(cell):
 
 
 def test_the_cases_cover_every_kind_of_sequence():
-    cases = cells._CASES
-    ragged = {c.residuals for c in cases if c.T % max(bptt.chunk_length(c.T, c.residuals), 1)}
+    ragged = {c.residuals for c in CASES if c.T % max(chunk_length(c.T, c.residuals), 1)}
     assert ragged == {"gates", "states", "carries"}
-    assert {0, 1} < {case.T for case in cases}
-    assert {(), (0,), (3, 4)} < {case.batch for case in cases}
-    for option in ("lengths", "resets", "reverse"):
-        assert {getattr(case, option) for case in cases} == {False, True}
+    assert {0, 1} < {case.T for case in CASES}
+    assert {(), (0,), (2, 3, 4)} < {case.batch for case in CASES}
+    assert any(case.H > 8 and math.prod(case.batch) > 5 for case in CASES)
+    for option in ("lengths", "mask", "resets", "detach", "reverse", "key"):
+        assert {getattr(case, option) for case in CASES} == {False, True}
+    assert {case.reset_state for case in CASES if case.resets} == {None, "rows", "one"}
+    with_holes = [case for case in (*CASES, SMALL) if case.mask]
+    assert {case.reverse for case in with_holes} == {False, True}
+    assert all(case.resets and case.reset_state and case.detach for case in with_holes)
 
 
 def test_a_cell_with_consts_is_accepted():
     check_cell(MASKED_ELMAN, make_consts=make_consts, seed=1)
 
 
+def test_a_cell_with_all_that_the_contract_has_is_accepted():
+    check_cell(RATE, example=rate_example(), make_consts=rate_gain)
+
+
 def test_float64_is_used_whatever_the_flags_say(monkeypatch):
     """Also in what was traced before: float32 would miss the tolerance a million times."""
-    monkeypatch.setattr(cells, "_CASES", cells._CASES[:1])
+    monkeypatch.setattr(cells, "CASES", CASES[:1])
     with (
         jax.enable_x64(False),
         jax.numpy_dtype_promotion("standard"),
@@ -109,9 +129,9 @@ LIBRARY_MUTANTS = {
     "gru_direct_path_dropped": from_step(3, *GRU_INPUTS[:-1], **{"initial_state.h": 4}),
     "gru_transposed_w_hh": from_step(3, *GRU_INPUTS[:-1], **{"initial_state.h": 4}),
     "gru_dw_hh_from_the_input_side": from_step(4, "params.w_hh"),
-    "elman_bias_gradient_is_a_mean": {"contract.params.b": None},
-    "lstm_dw_hh_of_the_state_one_step_too_early": {"contract.params.w_hh": None},
-    "gru_dx_in_the_wrong_order_of_time": {"contract.xs": 0},
+    "elman_bias_gradient_is_a_mean": {"gradients.params.b": None},
+    "lstm_dw_hh_of_the_state_one_step_too_early": {"gradients.params.w_hh": None},
+    "gru_dx_in_the_wrong_order_of_time": {"gradients.xs": 0},
 }
 
 
@@ -135,7 +155,7 @@ def mgu_pull(reset_to_gate=1, direct=1, kept=1, gate=1):
     return MGU._replace(pull=pull)
 
 
-def wrong_sums(params, xs, before, gates, deltas, consts):
+def wrong_sums(params, xs, before, after, gates, deltas, consts):
     """MGU's sums, each from the wrong side or of the wrong size."""
     dparams = MGUParams(
         w_f=weight_gradient(xs, deltas.n),
@@ -183,7 +203,7 @@ MGU_MUTANTS = {
     "kept_does_not_reach_the_state": (mgu_pull(kept=0), CARRY),
     "gate_does_not_reach_the_state": (mgu_pull(gate=0), CARRY),
     # compared one by one: no one of them hides another, and the recursion is right
-    "every_sum": (MGU._replace(contract=wrong_sums), from_step(4, *MGU_INPUTS[:-1])),
+    "every_sum": (MGU._replace(gradients=wrong_sums), from_step(4, *MGU_INPUTS[:-1])),
 }
 
 
@@ -194,11 +214,11 @@ def test_a_fault_in_any_term_of_an_adjoint_of_ones_own_is_located(mutant, where)
 
 
 def test_the_gradient_of_consts_is_located():
-    def contract(*args):
-        dparams, dxs, dconsts = MASKED_ELMAN.contract(*args)
+    def gradients(*args):
+        dparams, dxs, dconsts = MASKED_ELMAN.gradients(*args)
         return dparams, dxs, {**dconsts, "mask": 2 * dconsts["mask"]}
 
-    mutant = MASKED_ELMAN._replace(contract=contract)
+    mutant = MASKED_ELMAN._replace(gradients=gradients)
     assert told(refusal(mutant, make_consts=make_consts)) == {"consts['mask']": 4}
 
 
@@ -207,7 +227,7 @@ def test_the_message_tells_case_cotangents_step_and_size():
     message = refusal(CELL_MUTANTS["lstm_bias_gradient_twice"])
     first, second, third = message.splitlines()
     assert first == "LSTM: wrong gradient of params.b"
-    assert second == ("  T=5, batch=(2,), I=3, H=7, residuals='states', cotangents on all outputs")
+    assert second == ("  T=5, batch=(6,), I=9, H=11, residuals='states', cotangents on all outputs")
     pattern = (
         r"  params.b: first at step 4 \(5 of 5 differ\); largest difference (\S+), 1.00e\+00 of "
         r"the largest entry, at \[\d+\]: rule (\S+), autodiff (\S+)"
@@ -223,12 +243,12 @@ def test_the_message_tells_case_cotangents_step_and_size():
 @pytest.fixture
 def masked_case_only(monkeypatch):
     """The first of the cases that have masks, to save the time that the others take."""
-    case = cells._CASES[1]
+    case = CASES[1]
     assert case.lengths
     assert case.resets
-    monkeypatch.setattr(cells, "_CASES", (case,))
-    params = ELMAN.init(jax.random.key(0), case.I, case.H, dtype=jnp.float64)
-    return cells._draw(ELMAN, params, None, case, seed=0).options
+    assert case.detach
+    monkeypatch.setattr(cells, "CASES", (case,))
+    return draw(template_of(ELMAN, None, None, 0), case).options
 
 
 def test_a_fault_after_resets_alone_is_located_at_the_last_of_them(masked_case_only):
@@ -238,7 +258,7 @@ def test_a_fault_after_resets_alone_is_located_at_the_last_of_them(masked_case_o
         return jnp.where(before.h == 0, 2 * factors, factors)
 
     message = refusal(with_factors(ELMAN, wrong))
-    assert "T=37, batch=(3,), I=2, H=5, lengths, resets, residuals='gates'" in message
+    assert "T=37, batch=(3,), I=2, H=5, lengths, resets, detach, residuals='gates'" in message
     resets, lengths = masked_case_only["resets"], masked_case_only["lengths"]
     last = np.max(np.nonzero(resets & (np.arange(37)[:, None] < lengths))[0])
     assert told(message) == from_step(last, "params.w_ih", "params.b", "xs"), message
@@ -246,37 +266,82 @@ def test_a_fault_after_resets_alone_is_located_at_the_last_of_them(masked_case_o
 
 def test_a_fault_that_only_one_output_shows_is_caught(monkeypatch):
     """The cotangent of final_state.c, dropped by the engine: it enters at the last step."""
-    name, mutate = ENGINE_MUTANTS["dc_of_the_final_state_dropped"]
-    monkeypatch.setattr(bptt, name, mutate(getattr(bptt, name)))
-    # a cell that differs in any field is another cell: nothing compiled before is used again
-    message = refusal(LSTM._replace(step=lambda *args: LSTM.step(*args)))
-    steps = told(message)
+    ENGINE_MUTANTS["dc_of_the_final_state_dropped"](monkeypatch)
+    steps = told(refusal(fresh(LSTM)))
     assert steps["params.w_ih"] == steps["xs"] == 4
 
 
 @pytest.mark.parametrize(
-    "name", ["resets_do_not_stop_the_adjoint", "padding_does_not_hold_the_adjoint"]
+    "name",
+    [
+        "resets_do_not_stop_the_adjoint",
+        "padding_does_not_hold_the_adjoint",
+        "detach_dropped",
+    ],
 )
 @pytest.mark.usefixtures("masked_case_only")
 def test_a_wrong_mask_is_caught_where_there_are_masks(name, monkeypatch):
-    name, mutate = ENGINE_MUTANTS[name]
-    monkeypatch.setattr(bptt, name, mutate(getattr(bptt, name)))
-    message = refusal(GRU._replace(step=lambda *args: GRU.step(*args)))
+    ENGINE_MUTANTS[name](monkeypatch)
+    message = refusal(fresh(GRU))
     assert "wrong gradient" in message
-    assert "lengths, resets" in message
+    assert "lengths, resets, detach" in message
     assert None not in told(message).values()
+
+
+@pytest.mark.parametrize(
+    "name", ["gradient_of_the_reset_state_dropped", "adjoint_reset_where_masked"]
+)
+def test_a_wrong_mask_is_located_in_reverse(name, monkeypatch):
+    """One case has holes in its mask, a reset state per row, and runs in reverse."""
+    monkeypatch.setattr(cells, "CASES", CASES[2:3])
+    ENGINE_MUTANTS[name](monkeypatch)
+    message = refusal(fresh(ELMAN))
+    assert "mask, resets, detach, reverse, reset_state='rows', residuals='carries'" in message
+    assert "reset_state.h" in told(message) or "initial_state.h" in told(message)
+
+
+def scaled_where(condition):
+    """The mutant whose slope of tanh is twice too large where ``condition(slope, state)`` holds."""
+
+    def change(slope, before, after, gates):
+        return jnp.where(condition(slope, after), 2 * slope, slope)
+
+    return with_factors(ELMAN, change)
+
+
+def rows(slope):
+    """The batch shape of all steps."""
+    return slope.shape[1:-1]
+
+
+RARE_FAULTS = {
+    "float32": scaled_where(lambda slope, after: slope.dtype == jnp.float32),
+    "bfloat16": scaled_where(lambda slope, after: slope.dtype == jnp.bfloat16),
+    "large": scaled_where(lambda slope, after: slope.shape[-1] > 7),
+    "five_rows": scaled_where(lambda slope, after: math.prod(rows(slope)) >= 5),
+    "one_row": scaled_where(lambda slope, after: rows(slope) == (1,) and slope.shape[-1] > 1),
+    "three_batch_axes": scaled_where(lambda slope, after: len(rows(slope)) == 3),
+    "saturated": scaled_where(lambda slope, after: jnp.abs(after.h) > 0.999),
+}
+
+
+@pytest.mark.parametrize("mutant", RARE_FAULTS.values(), ids=RARE_FAULTS)
+def test_a_fault_in_few_bits_at_some_sizes_or_in_the_tails_is_caught(mutant):
+    message = refusal(mutant)
+    # second derivatives compare the gradients as values
+    assert re.match(r"ELMAN: wrong (value of the )?gradient of ", message), message
+
+
+def test_the_message_tells_where_only_few_bits_are_wrong():
+    message = refusal(RARE_FAULTS["bfloat16"])
+    assert "large inputs, bfloat16 against float64, cotangents on all outputs" in message
+    assert told(message)["xs"] is not None
 
 
 def piece(cell, name, change):
     """The cell with a piece whose returned value is changed."""
     right = getattr(cell, name)
     return cell._replace(**{name: lambda *args, **options: change(right(*args, **options))})
-
-
-def in_bulk_only(out):
-    """A piece that takes a leading axis for a time axis of its own."""
-    state, gates = out
-    return (state._replace(h=jnp.flip(state.h, 0)) if state.h.ndim > 2 else state), gates
 
 
 def stopped(tree):
@@ -295,10 +360,32 @@ def with_slopes(slope):
     return ELMAN._replace(slopes=lambda after, gates: after._replace(h=slope(after.h)))
 
 
+def numbered(state):
+    """A start that is another one for every row."""
+    h = state.h
+    return state._replace(h=h + jnp.arange(h.size, dtype=h.dtype).reshape(h.shape))
+
+
+def expects_like(params):
+    """Whatever comes is taken for params."""
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
+    x, h = (jax.ShapeDtypeStruct((n,), params.b.dtype) for n in params.w_ih.shape[-2:])
+    return Expects(params=like, x=x, state=ElmanState(h=h))
+
+
+def mixed(state):
+    """Each row with the one before it, in part: not the same in another order."""
+    return state._replace(h=state.h + jnp.roll(state.h, 1, axis=0) / 2)
+
+
+def cast_state(state):
+    return state._replace(h=state.h.astype(jnp.promote_types(state.h.dtype, jnp.float32)))
+
+
 OTHER_FAULTS = {
-    "advance_in_bulk": (
-        piece(ELMAN, "advance", in_bulk_only),
-        ["ELMAN: wrong value of advance[0].h", "many steps at once", "first at step 0 (4 of 5"],
+    "project_in_bulk": (
+        piece(ELMAN, "project", lambda inputs: inputs[::-1]),
+        ["ELMAN: wrong value of project", "many steps at once", "first at step 0 (4 of 5"],
     ),
     "linearize_of_one_step": (
         piece(ELMAN, "linearize", lambda f: f.at[3:4].multiply(2)),
@@ -312,37 +399,56 @@ OTHER_FAULTS = {
         piece(ELMAN, "step", lambda out: (out[0], 2 * out[1])),
         ["ELMAN: wrong value of output", "`step` must return the field h"],
     ),
-    "initial_state_of_ones": (
-        piece(ELMAN, "initial_state", lambda s: jax.tree.map(jnp.ones_like, s)),
-        ["ELMAN: wrong value of initial_state.h", "must be zeros", "as `initial_state=`"],
+    "initial_state_by_row": (
+        piece(ELMAN, "initial_state", numbered),
+        ["ELMAN: wrong value of initial_state.h", "every row of a batch"],
     ),
     "initial_state_of_float32": (
         piece(ELMAN, "initial_state", lambda s: s._replace(h=s.h.astype(jnp.float32))),
-        ["ELMAN: ", "bfloat16"],
+        ["ELMAN: wrong shape or dtype of state.h", "got float32[11], expected float64[11]"],
     ),
-    "sizes_swapped": (
-        piece(ELMAN, "sizes", lambda sizes: sizes[::-1]),
-        ["ELMAN: ", "params"],
+    "expects_swapped": (
+        piece(ELMAN, "expects", lambda e: e._replace(x=e.state.h, state=ElmanState(h=e.x))),
+        ["ELMAN: wrong shape or dtype of state.h", "got float64[11], expected float64[9]"],
+    ),
+    "expects_everything": (
+        ELMAN._replace(expects=expects_like),
+        ["ELMAN: `expects` must refuse params", "params.w_ih of shape (1, 9, 11)", "(9, 11) is"],
+    ),
+    "recurrent_blocks_side_by_side": (
+        LSTM._replace(recurrent=lambda params: {"all": params.w_hh}),
+        ["LSTM: `recurrent(params)` must return a dict of square matrices", "[11, 44]"],
+    ),
+    "rows_read_each_other": (
+        ELMAN._replace(
+            step=lambda p, s, x, c=None: ELMAN.step(p, mixed(s), x),
+            advance=lambda p, s, i, c: ELMAN.advance(p, mixed(s), i, c),
+        ),
+        ["ELMAN: wrong value of rows[0].h, rows[1]", "rows must not read each other"],
+    ),
+    "arranged_otherwise": (
+        LSTM._replace(arrange=lambda f: LSTM.arrange(f)._replace(c_c=f.c_h)),
+        ["LSTM: wrong value of arrange[0].c", "from `linearize` and from `arrange`"],
     ),
     "right_for_a_cotangent_of_one": (
         ELMAN._replace(pull=with_cotangent_one),
-        ["ELMAN: wrong value of pull[0].h, pull[1]", "linear in `dstate`"],
+        ["ELMAN: wrong value of pull[0].h, pull[1]", "linear in its adjoint"],
     ),
     "clipped_inside": (
         ELMAN._replace(pull=clipped),
-        ["ELMAN: wrong value of pull[0].h, pull[1]", "linear in `dstate`"],
+        ["ELMAN: wrong value of pull[0].h, pull[1]", "linear in its adjoint"],
     ),
     "float32_inside": (
         piece(ELMAN, "advance", lambda out: (cast_state(out[0]), out[1])),
         ["ELMAN", "bfloat16", "float32"],
     ),
     "shape_of_a_gradient": (
-        with_contract(ELMAN, lambda dp, dx, x, b, d: (dp._replace(b=dp.b.sum()), dx)),
-        ["ELMAN.contract must return `dparams` as"],
+        with_gradients(ELMAN, lambda dp, dx, x, b, d: (dp._replace(b=dp.b.sum()), dx)),
+        ["ELMAN.gradients must return `dparams` as"],
     ),
     "shape_of_the_state": (
         piece(ELMAN, "pull", lambda out: (out[0]._replace(h=out[0].h[:1]), out[1])),
-        ["ELMAN.pull must return `dstate_before` as"],
+        ["ELMAN.pull must return `dbefore` as"],
     ),
     "init_without_dtype": (
         ELMAN._replace(init=lambda key, i, h: ELMAN.init(key, i, h)),
@@ -354,10 +460,13 @@ OTHER_FAULTS = {
     ),
     "slopes_below_zero": (with_slopes(lambda h: -(h**2)), ["in 0..1; got h from -"]),
     "slopes_nan": (with_slopes(lambda h: h * jnp.nan), ["in 0..1; got h from nan"]),
-    "slopes_of_another_shape": (with_slopes(lambda h: 1 - h[0] ** 2), ["got h float32[2, 7], for"]),
+    "slopes_of_another_shape": (
+        with_slopes(lambda h: 1 - h[0] ** 2),
+        ["got h float32[6, 11], for"],
+    ),
     "slopes_of_another_dtype": (
         with_slopes(lambda h: (1 - h**2).astype(jnp.float32)),
-        ["got h float32[5, 2, 7], for a state bfloat16[5, 2, 7]"],
+        ["got h float32[5, 6, 11], for a state bfloat16[5, 6, 11]"],
     ),
     "slopes_in_a_dict": (
         ELMAN._replace(slopes=lambda after, gates: {"h": 1 - after.h**2}),
@@ -367,12 +476,8 @@ OTHER_FAULTS = {
         ELMAN._replace(slopes=lambda after, gates: gates.h),
         ["ELMAN: `slopes(after, gates)` must return", "it raised AttributeError: 'tuple'"],
     ),
-    "not_hashable": (ELMAN._replace(sizes=[]), ["ELMAN: every field must be hashable"]),
+    "not_hashable": (ELMAN._replace(doc=[]), ["ELMAN: `cell` must be hashable: every field"]),
 }
-
-
-def cast_state(state):
-    return state._replace(h=state.h.astype(jnp.promote_types(state.h.dtype, jnp.float32)))
 
 
 @pytest.mark.parametrize(("cell", "said"), OTHER_FAULTS.values(), ids=OTHER_FAULTS)
@@ -382,10 +487,91 @@ def test_what_the_engine_relies_on_is_checked(cell, said):
         assert part in message, message
 
 
+def rate_sums(change):
+    """`RATE` with its gradients changed by ``change(dparams, dxs, dgain, used)``, by name."""
+
+    def gradients(*args):
+        names = ("params", "xs", "before", "after", "gates", "deltas", "consts")
+        return change(*RATE.gradients(*args), dict(zip(names, args, strict=True)))
+
+    return RATE._replace(gradients=gradients)
+
+
+def without_noise(key, params, T, batch_shape):
+    mask, noise = RATE.draw(key, params, T, batch_shape)
+    return mask, noise + np.random.default_rng().normal()
+
+
+RATE_FAULTS = {
+    "before_for_after": (
+        rate_sums(
+            lambda dp, dx, dg, at: (
+                dp._replace(w_out=weight_gradient(at["before"].r, at["deltas"][1])),
+                dx,
+                dg,
+            )
+        ),
+        "RATE: wrong gradient of params.w_out\n",
+    ),
+    "mask_forgotten_in_a_sum": (
+        rate_sums(
+            lambda dp, dx, dg, at: (
+                dp._replace(w_hh=weight_gradient(at["before"].r, at["deltas"][0])),
+                dx,
+                dg,
+            )
+        ),
+        "key, residuals='gates', cotangents on all outputs\n  params.w_hh: first at step",
+    ),
+    "gradient_of_the_gain_dropped": (
+        rate_sums(lambda dp, dx, dg, at: (dp, dx, 0 * dg)),
+        "RATE: wrong gradient of consts\n",
+    ),
+    "output_does_not_reach_the_state": (
+        piece(RATE, "pull", lambda out: out)._replace(
+            pull=lambda p, adjoint, f, c: RATE.pull(p, (adjoint[0], 0 * adjoint[1]), f, c)
+        ),
+        "RATE: wrong gradient of params.w_ih",
+    ),
+    "another_output_in_bulk": (
+        piece(RATE, "output", lambda h: h * len(h)),
+        "RATE: wrong value of output",
+    ),
+    "gradient_of_an_integer": (
+        piece(RATE, "pull", lambda out: (out[0]._replace(n=out[0].r[..., :1]), out[1])),
+        "RATE.pull must return `dbefore` as RateState(r=float32[6, 4], n=NoneType None)",
+    ),
+    "noise_of_its_own": (RATE._replace(draw=without_noise), "RATE: wrong value of draw[1]"),
+    "noise_without_time": (
+        RATE._replace(draw=lambda *args: RATE.draw(*args)[::-1]),
+        "RATE.draw must return arrays [T, *batch, ...] for each step, here (5, 6)",
+    ),
+    "drawn_mask_that_is_no_rows": (
+        RATE._replace(consts_rows=lambda consts: Drawn(given=False, drawn=False)),
+        "RATE: wrong value of rows[0].r, rows[1]",
+    ),
+    "gain_that_is_no_rows": (
+        RATE._replace(consts_rows=lambda consts: Drawn(given=True, drawn=True)),
+        "`consts` must start with the batch axes of `xs`, (6,); got shape (3,)",
+    ),
+    "step_for_drawn_arrays_only": (
+        RATE._replace(step=lambda p, s, x, c: RATE.step(p, s, Drawn(x.given, x.drawn), c)),
+        "RATE: `step` must take x and consts as they are, too, and not only in a `Drawn`: see "
+        "`jaxrnn.cells.cell.drawn_of`; it raised AttributeError: 'RateInput' object has no",
+    ),
+}
+
+
+@pytest.mark.parametrize(("cell", "said"), RATE_FAULTS.values(), ids=RATE_FAULTS)
+def test_a_fault_in_an_extra_of_the_contract_is_caught(cell, said):
+    message = refusal(cell, example=rate_example(), make_consts=rate_gain)
+    assert said in message, message
+
+
 def test_a_rule_that_cannot_be_differentiated_again_is_caught(monkeypatch):
     """Every number of the gradient is right, and the gradient of the gradient is not."""
     # its first derivatives need one case only, to save time
-    monkeypatch.setattr(cells, "_CASES", cells._CASES[:1])
+    monkeypatch.setattr(cells, "CASES", CASES[:1])
     message = refusal(piece(ELMAN, "linearize", stopped))
     assert message.startswith("ELMAN: wrong gradient of params.w_ih")
     assert "second order, cotangents on all outputs" in message
@@ -396,6 +582,8 @@ def test_a_rule_that_cannot_be_differentiated_again_is_caught(monkeypatch):
     [
         (jaxrnn.unroll, {}, TypeError, "`cell` must be a jaxrnn.Cell"),
         (MASKED_ELMAN, {}, TypeError, "`make_consts` must be .* MASKED_ELMAN takes consts"),
+        (RATE, {}, TypeError, r"`example` must be \(params, x\), because RATE has no `init`"),
+        (RATE, {"example": {}}, TypeError, r"`example` must be \(params, x\), x one input"),
         (ELMAN, {"make_consts": make_consts}, ValueError, "`make_consts` must be None: ELMAN"),
         (ELMAN, {"tolerance": "1e-9"}, TypeError, "`tolerance` must be a number"),
         (ELMAN, {"tolerance": -1.0}, ValueError, "`tolerance` must be finite"),
@@ -548,3 +736,36 @@ def test_arguments_of_check_sequence_gradients(change, error, said):
     arguments = {"f": ema, "reference": ema, "args": EMA_ARGS, **change}
     with pytest.raises(error, match=said):
         check_sequence_gradients(**arguments)
+
+
+def test_relative_differences_are_by_name_and_relative_to_the_largest_entry():
+    actual = {"a": jnp.array([1.0, 5.0]), "b": (np.float32(0), 3)}
+    expected = {"a": jnp.array([1.0, 4.0]), "b": (np.float32(0), 2)}
+    found = relative_differences(actual, expected)
+    assert found == {"a": 0.25, "b.0": 0.0, "b.1": 0.5}
+    # of zeros there is no share
+    assert relative_differences(np.full(2, 1e-3), np.zeros(2)) == {"": 1e-3}
+    float0 = np.zeros(2, jax.dtypes.float0)
+    assert relative_differences(float0, float0) == {"": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected"),
+    [
+        (np.array([1, np.nan]), np.array([1.0, 2])),
+        (np.array([1.0, 2]), np.array([1, np.nan])),
+        (np.array([np.nan]), np.array([np.nan])),
+        (np.array([1.0, 2]), np.array([np.inf, 2])),
+        (np.array([np.inf, 2]), np.array([np.inf, 2])),
+        (np.ones(2), np.ones((2, 1))),
+        (np.ones(1), None),
+        (None, np.ones(1)),
+    ],
+    ids=str,
+)
+def test_relative_differences_never_pass_what_cannot_be_compared(actual, expected):
+    wrong, right = sorted(
+        relative_differences([actual, 1.0], [expected, 1.0]).values(), key=lambda d: d <= 1e300
+    )
+    assert not wrong <= 1e300
+    assert right == 0
