@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +47,9 @@ def main(arguments: Sequence[str]) -> int:
         known = ", ".join(EXPERIMENTS)
         print(f"error: unknown experiment {name!r}; the known ones are: {known}", file=sys.stderr)
         return 2
+    if not {"-h", "--help"} & set(options):
+        # to load JAX and the rest takes seconds
+        print(f"{name}: {summary(name)}\nloading JAX", flush=True)
     experiment = importlib.import_module(f"experiments.{name}")
     try:
         experiment.main(options)
@@ -62,4 +66,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    # progress is for now, even through a pipe
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     sys.exit(main(sys.argv[1:]))

@@ -61,7 +61,11 @@ def save(
 
 
 def restore_latest(
-    checkpoints: ocp.CheckpointManager, fresh: jaxrnn.TrainState, origin: Mapping[str, Any]
+    checkpoints: ocp.CheckpointManager,
+    fresh: jaxrnn.TrainState,
+    origin: Mapping[str, Any],
+    *,
+    run_folder: Path,
 ) -> jaxrnn.TrainState:
     """Return the state of the latest checkpoint, or ``fresh`` where there is none.
 
@@ -69,6 +73,7 @@ def restore_latest(
         checkpoints: from `open_checkpoints`.
         fresh: the state of a new run, which gives the structure, shapes and dtypes.
         origin: must equal the ``origin`` that the checkpoint was saved with.
+        run_folder: everything that the run has written, to remove by whoever starts over.
 
     Raises:
         InputError: the checkpoint is damaged or belongs to another run; it says what to remove.
@@ -77,7 +82,6 @@ def restore_latest(
     if step is None:
         return fresh
     folder = Path(checkpoints.directory) / str(step)
-    run_folder = folder.parent.parent
     try:
         note = checkpoints.restore(step, args=ocp.args.Composite(note=ocp.args.JsonRestore()))
         found = note["note"]["origin"]

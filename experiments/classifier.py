@@ -120,21 +120,15 @@ def hidden_gradient_norms(
         return jaxrnn.softmax_cross_entropy(logits, utterances.labels) * len(utterances.labels)
 
     dfinals = jax.grad(total_loss)(final_states(cell, params, utterances, jaxrnn.unroll))
-    norms = {}
-    for (name, cell_params, reverse), dfinal in zip(_directions(params), dfinals, strict=True):
+    return {
         # the loss reads the final states only
-        dhs = jnp.zeros((len(utterances.xs), *dfinal.h.shape), dfinal.h.dtype)
-        gradients = jaxrnn.diagnostics.backpropagate(
-            cell,
-            cell_params,
-            utterances.xs,
-            dhs,
-            dfinal,
+        name: jaxrnn.diagnostics.gradient_flow(
+            *(cell, cell_params, utterances.xs, None, dfinal),
             lengths=utterances.lengths,
             reverse=reverse,
-        )
-        norms[name] = jnp.linalg.norm(gradients.states.h, axis=-1)
-    return norms
+        ).states.h
+        for (name, cell_params, reverse), dfinal in zip(_directions(params), dfinals, strict=True)
+    }
 
 
 def _directions(params: Params) -> list[tuple[str, Any, bool]]:

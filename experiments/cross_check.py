@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.errors import CrossCheckError, NumericalError
+from jaxrnn.testing import relative_differences
 
 # what float32 rounding explains
 TOLERANCE = 1e-5
@@ -38,13 +39,12 @@ def gradient_differences(
     with jax.default_matmul_precision("highest"):
         ours = jax.jit(jax.grad(loss))(params, *args)
         expected = jax.jit(jax.grad(reference_loss))(params, *args)
-    differences, useless = {}, []
-    leaves = jax.tree_util.tree_leaves_with_path(expected)
-    for (path, b), a in zip(leaves, jax.tree.leaves(ours), strict=True):
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        differences[name] = float(_largest(a - b) / _largest(b))
-        if not any(0 < _largest(gradient) < math.inf for gradient in (a, b)):
-            useless.append(name)
+    differences = relative_differences(ours, expected)
+    useless = [
+        name
+        for name, *both in zip(differences, *map(jax.tree.leaves, (ours, expected)), strict=True)
+        if not any(0 < jnp.max(jnp.abs(gradient)) < math.inf for gradient in both)
+    ]
     if useless:
         raise NumericalError(
             f"the gradient of {', '.join(useless)} is not finite, or zero throughout, both by hand "
@@ -52,10 +52,6 @@ def gradient_differences(
             f"--noise; nothing was trained"
         )
     return differences
-
-
-def _largest(x: jax.Array) -> jax.Array:
-    return jnp.max(jnp.abs(x))
 
 
 def table(differences: Mapping[str, float]) -> str:

@@ -1,5 +1,6 @@
 """The errors that an experiment shows as one message, without a traceback."""
 
+from pathlib import Path
 from typing import Any
 
 
@@ -30,3 +31,9 @@ def require_option(config: Any, name: str, holds: bool, expected: str) -> None:
     if not holds:
         option = "--" + name.replace("_", "-")
         raise InputError(f"{option} must be {expected}; got {getattr(config, name)}")
+
+
+def require_folder_name(config: Any) -> None:
+    """Raise InputError unless ``config.out`` names a folder other than the current one."""
+    expected = "the name of a folder other than the current one (which an empty name means)"
+    require_option(config, "out", config.out != Path(), expected)

@@ -3,11 +3,12 @@
 Other numbers make other sentences; none is written in advance.
 """
 
+import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-CELL_NAMES = {"elman": "Elman", "lstm": "LSTM", "gru": "GRU"}
-STAGES = {"initial": "at initialisation", "trained": "after training"}
+from experiments.text import CELL_NAMES, STAGES, markdown_table
 
 # what the findings speak of: all cells have it, and it acts from one step to the next
 PARAMETER = "w_hh"
@@ -21,44 +22,70 @@ TOLERATED = 0.1
 
 
 def table(tasks: Mapping[str, Any]) -> str:
-    """Show horizons and truncation biases in Markdown, a row per task, cell, stage, parameter."""
-    rows = []
-    windows: Sequence[str] = ()
-    for task, result in tasks.items():
-        for cell, of_cell in result["cells"].items():
-            for stage, numbers in of_cell["stages"].items():
-                windows = list(numbers["truncation"])
-                for parameter, horizon in numbers["horizon"].items():
-                    biases = [
-                        f"{bias['relative_error'][parameter]:.1%} "
-                        f"({bias['cosine'][parameter]:+.2f})"
-                        for bias in numbers["truncation"].values()
-                    ]
-                    norm = f"{numbers['gradient_norm'][parameter]:.2g}"
-                    reach = f"{horizon} of {result['steps']}"
-                    names = [task, CELL_NAMES[cell], STAGES[stage], parameter]
-                    rows.append([*names, norm, reach, *biases])
-    header = ["task", "cell", "stage", "parameter", "norm", "last steps with 95 %"]
-    header += [f"k = {k}" for k in windows]
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    # words to the left, numbers to the right
-    words = 4
-    lines = [
-        [
-            each.ljust(width) if n < words else each.rjust(width)
-            for n, (each, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in [header, *rows]
-    ]
-    rule = ["-" * width if n < words else "-" * (width - 1) + ":" for n, width in enumerate(widths)]
-    shown = "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
-    kept = "; ".join(f"{task} {_last_windows(result)}" for task, result in tasks.items())
-    return (
-        "Norm of each parameter's gradient, the last steps that hold 95 % of it, and what "
-        "truncated BPTT\nwith windows of k steps makes of it: relative error (cosine). Windows "
-        "start at a sequence's first\nstep, so that its last one may be shorter than k: it holds, "
-        f"on average,\n{kept} steps.\n\n{shown}"
+    """Show every task in Markdown, 80 columns wide: its summary, then each gradient.
+
+    A row of the second table is a cell at one stage, and one of its parameters.
+    """
+    introduction = (
+        "Norm of each parameter's gradient; the horizon, the last steps that hold 95 % of it; and "
+        "the relative error that truncated BPTT with windows of k steps makes in it. Windows start "
+        "at a sequence's first step, so that its last one may be shorter than k. The cosines are "
+        "in result.json."
     )
+    parts = [textwrap.fill(introduction, 80)]
+    for result in tasks.values():
+        rows = [
+            [
+                CELL_NAMES[cell],
+                stage,
+                parameter,
+                f"{numbers['gradient_norm'][parameter]:.2g}",
+                str(horizon),
+                *(
+                    f"{bias['relative_error'][parameter]:.1%}"
+                    for bias in numbers["truncation"].values()
+                ),
+            ]
+            for cell, of_cell in result["cells"].items()
+            for stage, numbers in of_cell["stages"].items()
+            for parameter, horizon in numbers["horizon"].items()
+        ]
+        windows = [f"k = {k}" for k in result["last_window"]]
+        title = (
+            f"{_capitalised(result['title'])}. The longest sequence has {result['steps']} steps; "
+            f"the last window holds on average {_last_windows(result)}:"
+        )
+        header = ["cell", "stage", "parameter", "norm", "horizon", *windows]
+        parts += [
+            textwrap.fill(title, 80),
+            summary(result),
+            markdown_table(header, rows, words=3),
+        ]
+    return "\n\n".join(parts)
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """Show one task in Markdown: horizon and norm of one gradient, and the scores."""
+    score = result["score"]
+    reach = _of_stages(result["cells"], lambda numbers: numbers["horizon"][PARAMETER])
+    norms = _of_stages(result["cells"], lambda numbers: numbers["gradient_norm"][PARAMETER])
+    counted = "errors" in next(iter(score["networks"].values()))
+    header = ["", f"{PARAMETER}: horizon", "norm", "errors" if counted else "squared error"]
+    rows = [
+        [
+            CELL_NAMES[cell],
+            " → ".join(map(str, reach[CELL_NAMES[cell]])),
+            " → ".join(f"{norm:.2g}" for norm in norms[CELL_NAMES[cell]]),
+            str(network["errors"]) if counted else f"{network['error']:.4f}",
+        ]
+        for cell, network in score["networks"].items()
+    ]
+    baselines = (
+        f"{name} {value if counted else format(value, '.4f')}"
+        for name, value in score["baselines"].items()
+    )
+    compared = textwrap.fill(f"In comparison: {'; '.join(baselines)}.", 80)
+    return f"{markdown_table(header, rows, words=1)}\n\n{compared}"
 
 
 def findings(tasks: Mapping[str, Any], *, rows: int, seed: int) -> str:
@@ -71,9 +98,8 @@ def findings(tasks: Mapping[str, Any], *, rows: int, seed: int) -> str:
     """
     sentences = []
     for result in tasks.values():
-        title = result["title"]
         sentences += [
-            f"{title[0].upper()}{title[1:]}.",
+            f"{_capitalised(result['title'])}.",
             *_scores(result["score"]),
             *_horizons(result),
             *_state_gradients(result),
@@ -84,6 +110,10 @@ def findings(tasks: Mapping[str, Any], *, rows: int, seed: int) -> str:
         f"{rows} sequences for each task."
     )
     return " ".join(sentences)
+
+
+def _capitalised(title: str) -> str:
+    return f"{title[0].upper()}{title[1:]}"
 
 
 def _scores(score: Mapping[str, Any]) -> list[str]:
@@ -186,7 +216,27 @@ def _state_gradients(result: Mapping[str, Any]) -> list[str]:
     ]
     if exploded:
         sentences.append(f"On the way it grows {_listed(exploded)}.")
+    factors = _of_stages(result["cells"], lambda numbers: _factor(numbers["state_gradient"]))
+    sentences.append(
+        f"From one step to the one before, it changes on average by the factor: "
+        f"{_arrows(factors, lambda factor: f'{factor:.2f}')}."
+    )
+    initial = {name: before for name, (before, _) in factors.items()}
+    gru = initial.get(CELL_NAMES["gru"], math.nan)
+    if len(initial) > 1 and gru == min(initial.values()) and gru <= 0.75:
+        sentences.append(
+            "The GRU vanishes fastest at initialisation because its gates start near 1/2: a step "
+            "back keeps z = 1/2 of the gradient directly and (1 - z) r = 1/4 of it through the "
+            "orthogonal recurrent weights of the candidate, together at most 3/4."
+        )
     return sentences
+
+
+def _factor(curve: Sequence[float]) -> float:
+    """Geometric mean of the change per step; NaN for a single step, or without a gradient."""
+    if len(curve) < 2 or curve[0] == 0:
+        return math.nan
+    return (curve[-1] / curve[0]) ** (1 / (len(curve) - 1))
 
 
 def _vanishes(curve: Sequence[float]) -> str:

@@ -2,11 +2,14 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+
+from experiments.text import CELL_NAMES, STAGES
 
 # colours that differ in lightness too, so that they are told apart in grey
 _TRAIN, _HELD_OUT = "tab:blue", "tab:orange"
@@ -164,28 +167,106 @@ def _share_left(
     axes.plot(distances, median, color=color, label=f"{when} training: median, 10 to 90 %")
 
 
-def grid_of_figures(rows: int, columns: int, *, title: str) -> tuple[Figure, np.ndarray]:
-    """Make a figure of equal parts to draw into: the figure, and its SubFigures [rows, columns]."""
-    figure = Figure(figsize=(6 * columns, 7.5 * rows), layout="constrained")
-    figure.suptitle(title, fontsize="x-large")
-    return figure, figure.subfigures(rows, columns, squeeze=False, wspace=0.03, hspace=0.03)
+def gradient_reach(task: Mapping[str, Any], *, width: float = 8.3) -> Figure:
+    """Draw how far back the gradient of each cell reaches: a column per cell.
 
-
-def share_limits(parts: np.ndarray) -> None:
-    """Give the panels of all parts that stand in the same place the same limits of y.
+    Above, the median norm of the gradient of the state, relative to the last step's, before and
+    after training. Below, at both stages, the share of each step in the gradient of each parameter,
+    and the last steps that hold 95 % of it.
 
     Args:
-        parts: figures or SubFigures with the same panels in the same order.
+        task: of result.json, with title, steps, score and cells.
+        width: in inches; text is of 10 points.
     """
-    for panels in zip(*(part.axes for part in parts.flat), strict=True):
-        if panels[0].get_yscale() == "log":
-            bottoms, tops = np.transpose([panel.get_ylim() for panel in panels])
-            for panel in panels:
-                panel.set_ylim(bottoms.min(), tops.max())
+    cells, steps = task["cells"], task["steps"]
+    figure = Figure(figsize=(width, 6.2), layout="constrained")
+    figure.suptitle(_heading(task))
+    grid = figure.subplots(
+        1 + len(STAGES), len(cells), squeeze=False, sharex=True, height_ratios=(1.5, 1, 1)
+    )
+    shares = LogNorm(1e-4, 1.0)
+    bottom = 0.1
+    for (cell, of_cell), column in zip(cells.items(), grid.T, strict=True):
+        above, *below = column
+        above.set_title(f"{CELL_NAMES[cell]}: {_score(task['score']['networks'][cell])}")
+        for (stage, words), axes, color in zip(
+            STAGES.items(), below, ("0.45", "tab:red"), strict=True
+        ):
+            numbers = of_cell["stages"][stage]
+            curve = np.array(numbers["state_gradient"])
+            if curve[0] > 0:
+                relative = curve / curve[0]
+                bottom = min(bottom, relative[relative > 0].min())
+                above.plot(-np.arange(len(curve)), relative, color=color, label=words)
+            image = _shares_of_steps(axes, numbers, steps, shares)
+        below[-1].set_xlabel("step, from the last one back")
+    for axes in grid[0]:
+        axes.set(yscale="log", ylim=(bottom / 3, 5), xlim=(0.5 - steps, 0.5))
+        axes.grid(alpha=0.3)
+        axes.label_outer()
+    figure.align_ylabels()
+    grid[0][0].set_ylabel("gradient of the state,\nrelative to the last step's")
+    for row, words in zip(grid[1:], STAGES.values(), strict=True):
+        row[0].set_ylabel(words)
+    if grid[0][0].lines:
+        grid[0][0].legend(loc="best")
+    figure.colorbar(
+        image,
+        ax=grid[1:],
+        location="bottom",
+        aspect=60,
+        label="norm of each step's term in a gradient / sum of these norms\n"
+        "blue: how many of the last steps hold 95 % of the gradient",
+    )
+    return figure
 
 
-def png(figure: Figure) -> bytes:
+def _shares_of_steps(
+    axes: matplotlib.axes.Axes, numbers: Mapping[str, Any], steps: int, scale: LogNorm
+) -> matplotlib.image.AxesImage:
+    """Draw a row for each parameter, a column for each step, and the horizon."""
+    horizons = numbers["horizon"]
+    norms = np.array([numbers["step_norms"][name] for name in horizons])[:, -steps:]
+    shown = norms / np.maximum(norms.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    image = axes.imshow(
+        np.clip(shown, scale.vmin, scale.vmax),
+        norm=scale,
+        cmap="magma",
+        aspect="auto",
+        interpolation="nearest",
+        extent=(0.5 - steps, 0.5, len(norms) - 0.5, -0.5),
+    )
+    rows = range(len(norms))
+    axes.set_yticks(rows, list(horizons))
+    for row, horizon in zip(rows, horizons.values(), strict=True):
+        edge = 0.5 - horizon
+        axes.plot([edge, edge], [row - 0.5, row + 0.5], color="tab:cyan", linewidth=2)
+    right = axes.secondary_yaxis("right")
+    right.set_yticks(rows, [str(horizon) for horizon in horizons.values()])
+    right.tick_params(length=0, labelcolor="tab:blue")
+    return image
+
+
+def _heading(task: Mapping[str, Any]) -> str:
+    score = task["score"]
+    counted = all("errors" in network for network in score["networks"].values())
+    measure = "errors" if counted else "mean squared error"
+    baselines = (
+        f"{name}: {value if counted else format(value, '.4f')}"
+        for name, value in score["baselines"].items()
+    )
+    first = (
+        f"{task['title'][0].upper()}{task['title'][1:]}: {measure} on {score['count']} sequences"
+    )
+    return f"{first}\n({', '.join(baselines)})"
+
+
+def _score(network: Mapping[str, Any]) -> str:
+    return f"{network['errors']} errors" if "errors" in network else f"error {network['error']:.4f}"
+
+
+def png(figure: Figure, *, dpi: int = 120) -> bytes:
     """Render the figure."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
+    figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()

@@ -94,7 +94,7 @@ def read_rows(path: Path, last_step: int) -> list[dict[str, float]]:
 
 
 def _is_row(line: str) -> bool:
-    """Whether `append_rows` wrote the line, be it cut short by a kill."""
+    """Whether `append_rows` wrote the line, even if a kill cut it short."""
     if not line.endswith("\n"):
         start = '{"step": '
         return line.startswith(start) or start.startswith(line)

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 import jaxrnn
 from experiments import classifier
@@ -14,7 +13,6 @@ from experiments.classifier import HANDWRITTEN, Functions
 from experiments.data import adding, japanese_vowels
 from experiments.data.japanese_vowels import Utterances
 from experiments.data.training import select
-from experiments.errors import NumericalError
 
 
 class Task(NamedTuple):
@@ -90,55 +88,6 @@ def batch_loss(
     return lambda params, batch: task.loss(
         classifier.outputs(cell, params, batch, functions), batch, functions
     )
-
-
-def train(
-    cell: jaxrnn.Cell,
-    task: Task,
-    params: classifier.Params,
-    batches: Any,
-    *,
-    learning_rate: float,
-    clip: float,
-) -> tuple[classifier.Params, np.ndarray]:
-    """Train with Adam, all steps in one loop under `jax.jit`.
-
-    Args:
-        cell, task, params: what is trained.
-        batches: of all steps, leaves [steps, ...].
-        learning_rate: at the first step; it falls to zero along a cosine.
-        clip: the bound on the norm of the gradient.
-
-    Returns:
-        The parameters after the last step, and the loss of each step's batch [steps].
-
-    Raises:
-        NumericalError: a loss is not finite.
-    """
-    loss = batch_loss(cell, task)
-    schedule = optax.cosine_decay_schedule(learning_rate, task.steps)
-    optimizer = optax.chain(optax.clip_by_global_norm(clip), optax.adam(schedule))
-    train_step = jaxrnn.make_train_step(lambda params, batch, key: loss(params, batch), optimizer)
-
-    @jax.jit
-    def train_all(state: jaxrnn.TrainState, batches: Any) -> tuple[jaxrnn.TrainState, jax.Array]:
-        def body(state: jaxrnn.TrainState, batch: Any) -> tuple[jaxrnn.TrainState, jax.Array]:
-            state, metrics = train_step(state, batch)
-            return state, metrics["loss"]
-
-        return jax.lax.scan(body, state, batches)
-
-    # the noise is in the batches: nothing reads the key
-    state = jaxrnn.init_train_state(params, optimizer, jax.random.key(0))
-    state, losses = train_all(state, batches)
-    losses = np.asarray(losses)
-    (bad,) = np.nonzero(~np.isfinite(losses))
-    if len(bad):
-        raise NumericalError(
-            f"the training of {cell.name} on {task.title} diverged: at step {bad[0] + 1} the loss "
-            f"is {losses[bad[0]]}. Try a --learning-rate below {learning_rate:g}"
-        )
-    return state.params, losses
 
 
 def score_sums(networks: dict[str, classifier.Params], test: adding.Sequences) -> dict[str, Any]:

@@ -35,9 +35,9 @@ ROOT = Path(__file__).parent.parent
 PLANTED = {
     "torch": """
 import functools, jax, jaxrnn
-from experiments.benchmarks.contenders.contract import Contender
+from experiments.benchmarks.contenders.contender import Contender
 from experiments.benchmarks.contenders.jaxrnn import network
-from experiments.benchmarks.contenders.network import programs
+from experiments.benchmarks.contenders.adapter import programs
 
 def unroll(cell, params, xs):
     state, hs = jaxrnn.unroll(cell, params, xs)
@@ -48,7 +48,7 @@ CONTENDER = Contender(how, functools.partial(programs, functools.partial(network
 """,
     "flax.nnx": """
 import os, signal
-from experiments.benchmarks.contenders.contract import Contender
+from experiments.benchmarks.contenders.contender import Contender
 
 def programs(case, arrays):
     print("what it said last", flush=True)
@@ -59,7 +59,7 @@ CONTENDER = Contender("it dies", programs)
     "flax.linen": "import a_package_that_is_not_installed",
     "haiku": """
 import os
-from experiments.benchmarks.contenders.contract import Contender
+from experiments.benchmarks.contenders.contender import Contender
 
 def programs(case, arrays):
     raise ValueError("not today")

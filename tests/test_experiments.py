@@ -222,6 +222,16 @@ def test_more_devices_than_there_are_is_refused():
         devices.start(devices.Placement(there + 1, None, 1, 0))
 
 
+@pytest.mark.parametrize(
+    ("cores", "rows", "expected"), [(2, 64, 2), (1, 64, 1), (64, 64, 2), (4, 99, 3), (4, 31, 1)]
+)
+def test_rows_are_spread_equally_over_cores_32_at_least_to_each(cores, rows, expected, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert devices.one_per_core(rows) == expected
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert devices.one_per_core(rows) == 1
+
+
 def test_unwritable_out_is_refused(command_line, tmp_path):
     (tmp_path / "file").touch()
     out = tmp_path / "file" / "out"
@@ -268,7 +278,7 @@ def test_smoke_run_writes_every_promised_file(cell, run_experiment, smoke, tmp_p
     directions = ("forward",) if cell == "lstm" else ("forward", "backward")
     result = result_of(out)
     assert 0 <= result["test_accuracy"] <= 1
-    assert result["config"]["cell"] == cell
+    assert (result["config"]["cell"], result["config"]["devices"]) == (cell, 1)
     assert len(result["params_sha256"]) == 64
     assert set(result["versions"]) == {"python", "jax", "jaxlib", "jaxrnn", "optax", "numpy"}
     assert result["versions"]["jaxrnn"] == jaxrnn.__version__
@@ -335,18 +345,29 @@ KILL_MOMENTS = [
 
 
 @pytest.mark.slow
-def test_run_killed_at_many_moments_ends_like_one_never_killed(run_experiment, smoke, tmp_path):
+@pytest.mark.parametrize("count", ["1", "2"])
+def test_run_killed_at_many_moments_ends_like_one_never_killed(
+    count, run_experiment, smoke, tmp_path_factory
+):
+    on_devices = (*SMOKE, "--devices", count)
+    tmp_path, expected = tmp_path_factory.mktemp("killed"), smoke[0]
+    if count != "1":
+        expected = tmp_path_factory.mktemp("whole")
+        done = run_experiment("spoken_vowels", *on_devices, "--out", expected)
+        assert done.returncode == 0, done.stderr
+        assert_same_losses(expected, smoke[0])
     for patch in KILL_MOMENTS:
-        done = run_experiment("spoken_vowels", *SMOKE, "--out", tmp_path, patch=patch)
+        done = run_experiment("spoken_vowels", *on_devices, "--out", tmp_path, patch=patch)
         assert done.returncode == -9, done.stderr
         assert (tmp_path / "result.json").exists() == patch.startswith("plots")
         with (tmp_path / "metrics.jsonl").open("a") as file:
             file.write('{"step": 5, "lo')
-    done = run_experiment("spoken_vowels", *SMOKE, "--out", tmp_path)
+    done = run_experiment("spoken_vowels", *on_devices, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "continuing after step 6" in done.stdout
-    assert result_of(tmp_path)["params_sha256"] == result_of(smoke[0])["params_sha256"]
-    assert rows_of(tmp_path) == rows_of(smoke[0])
+    assert result_of(tmp_path)["config"]["devices"] == int(count)
+    assert result_of(tmp_path)["params_sha256"] == result_of(expected)["params_sha256"]
+    assert rows_of(tmp_path) == rows_of(expected)
 
 
 def run_two_processes(run_experiment, out):
@@ -400,6 +421,10 @@ def state():
     return jaxrnn.init_train_state(params, optax.adam(1e-3), jax.random.key(7))
 
 
+def restore(manager, fresh, origin):
+    return checkpoints.restore_latest(manager, fresh, origin, run_folder=Path("the run"))
+
+
 def at_step(state, step):
     return state._replace(step=jnp.asarray(step, state.step.dtype))
 
@@ -412,22 +437,27 @@ def assert_same(one, other):
 def test_checkpoint_restores_every_bit(state, tmp_path):
     with checkpoints.open_checkpoints(tmp_path) as manager:
         checkpoints.save(manager, at_step(state, 4), {"a": 1})
-        assert_same(checkpoints.restore_latest(manager, state, {"a": 1}), at_step(state, 4))
+        assert_same(restore(manager, state, {"a": 1}), at_step(state, 4))
 
 
 def test_no_checkpoint_gives_the_fresh_state(state, tmp_path):
     with checkpoints.open_checkpoints(tmp_path) as manager:
-        assert checkpoints.restore_latest(manager, state, {}) is state
+        assert restore(manager, state, {}) is state
 
 
 def test_foreign_checkpoint_is_refused_with_the_differing_options(state, tmp_path):
     with checkpoints.open_checkpoints(tmp_path / "checkpoints") as manager:
         checkpoints.save(manager, at_step(state, 4), {"noise": 0.5, "seed": 1})
         with pytest.raises(InputError) as refused:
-            checkpoints.restore_latest(manager, state, {"noise": 0.25, "seed": 1})
+            restore(manager, state, {"noise": 0.25, "seed": 1})
     message = str(refused.value)
     folder = tmp_path / "checkpoints" / "4"
-    for part in (f"{folder} is of another run", "noise is 0.5 there and 0.25 here", "--out"):
+    for part in (
+        f"{folder} is of another run",
+        "noise is 0.5 there and 0.25 here",
+        "remove the run",
+        "--out",
+    ):
         assert part in message
     assert "seed" not in message
 
@@ -441,10 +471,10 @@ def test_damaged_checkpoint_is_named_and_removing_it_helps(state, tmp_path):
             path.write_bytes(path.read_bytes()[:-3])
     remedy = f"{tmp_path}/6 is damaged .* Remove that folder"
     with checkpoints.open_checkpoints(tmp_path) as manager, pytest.raises(InputError, match=remedy):
-        checkpoints.restore_latest(manager, state, {})
+        restore(manager, state, {})
     shutil.rmtree(tmp_path / "6")
     with checkpoints.open_checkpoints(tmp_path) as manager:
-        assert_same(checkpoints.restore_latest(manager, state, {}), at_step(state, 3))
+        assert_same(restore(manager, state, {}), at_step(state, 3))
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "removed"])
@@ -464,7 +494,7 @@ def test_no_damage_to_a_checkpoint_changes_the_state_unnoticed(state, tmp_path, 
             target.unlink()
         with checkpoints.open_checkpoints(copy) as manager:
             try:
-                restored = checkpoints.restore_latest(manager, state, {})
+                restored = restore(manager, state, {})
             except InputError:
                 refused += 1
             else:

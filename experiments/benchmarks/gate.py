@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from jaxrnn.testing import relative_differences
+
 # of an array's largest entry. Right contenders in float32 were within 3e-6 at the shapes tried,
 # large ones among them; a wrong gate order, bias or step is off by far more than this
 TOLERANCE = 2e-5
@@ -16,15 +18,7 @@ def differences(
 
     Infinite for an array that only one of them has, or of another shape.
     """
-    found = {}
-    for name in sorted(outputs.keys() | truth.keys()):
-        ours, right = outputs.get(name), truth.get(name)
-        if ours is None or right is None or ours.shape != right.shape:
-            found[name] = float("inf")
-            continue
-        scale = np.max(np.abs(right)) or 1.0
-        found[name] = float(np.max(np.abs(ours.astype(np.float64) - right)) / scale)
-    return found
+    return relative_differences(dict(outputs), dict(truth))
 
 
 def disagreement(found: Mapping[str, float]) -> str | None:

@@ -46,7 +46,7 @@ def _processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of all packages that are measured, as far as they are installed."""
+    """Versions of the packages that are measured and installed."""
     found = records.versions()
     for name in (*_PEERS, *_ACCELERATORS):
         try:

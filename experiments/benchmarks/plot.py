@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from experiments import plots
 from experiments.benchmarks import summary
 from experiments.benchmarks.contenders import CHOICES, OURS, PRODUCTS
-from experiments.gradient_report import CELL_NAMES
+from experiments.text import CELL_NAMES
 
 _TITLES = {"forward": "forward", "training": "training step", "step": "streaming step"}
 # one for each, whoever is missing; the yardsticks below are grey

@@ -1,11 +1,11 @@
 """The tables of a run, in Markdown: made from result.json's content alone."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from experiments.benchmarks import summary
 from experiments.benchmarks.contenders import CHOICES, OURS, PRODUCTS
-from experiments.gradient_report import CELL_NAMES
+from experiments.text import CELL_NAMES, markdown_table
 
 _TITLES = {
     "forward": "Forward, milliseconds",
@@ -108,7 +108,7 @@ def _times(result: Mapping[str, Any], operation: str) -> str:
             )
             row += [_number(summary.multiple(case, operation, each)) for each in yardsticks]
         rows.append(row)
-    return _table(header, rows, words=2)
+    return markdown_table(header, rows, words=2)
 
 
 def _bounds(result: Mapping[str, Any], operations: Iterable[str]) -> str:
@@ -136,7 +136,7 @@ def _bounds(result: Mapping[str, Any], operations: Iterable[str]) -> str:
         f"alone, in {OURS}'s loop, which a streaming step has not. Where they take longer than all "
         f"that the peer does, {OURS} cannot be as fast with XLA's products, whatever else it saves."
         f"\n\n"
-        f"{_table(header, rows, words=4)}"
+        f"{markdown_table(header, rows, words=4)}"
     )
 
 
@@ -164,7 +164,7 @@ def _aggregates(result: Mapping[str, Any]) -> str:
         ]
         for (operation, cell), found in rows.items()
     ]
-    table = _table(["operation", "cell", *summary.RATIOS], lines, words=2)
+    table = markdown_table(["operation", "cell", *summary.RATIOS], lines, words=2)
     return (
         f"Peers' times as multiples of {OURS}'s: the geometric mean over the shapes; the least, "
         f"and where.\n\n{table}"
@@ -182,7 +182,9 @@ def _costs(result: Mapping[str, Any], operations: Iterable[str]) -> str:
             rows.append(names + [_cost(case, name, operation) for name in compiled])
     kept = [n for n in range(3 + len(compiled)) if n < 3 or any(row[n] != _NOTHING for row in rows)]
     header = ["operation", "cell", "T,B,I,H", *compiled]
-    table = _table([header[n] for n in kept], [[row[n] for n in kept] for row in rows], words=3)
+    table = markdown_table(
+        [header[n] for n in kept], [[row[n] for n in kept] for row in rows], words=3
+    )
     return (
         f"Temporaries of the compiled program in units of T B H floats; compilation in seconds.\n\n"
         f"{table}"
@@ -241,18 +243,3 @@ def _number(value: float | None, unit: float = 1) -> str:
         return _NOTHING
     scaled = value * unit
     return f"{scaled:.0f}" if scaled >= 100 else f"{scaled:#.3g}"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, words: int) -> str:
-    """Lines of a Markdown table: ``words`` columns to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [
-            cell.ljust(width) if n < words else cell.rjust(width)
-            for n, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return f"| {' | '.join(padded)} |"
-
-    rule = ["-" * width if n < words else "-" * (width - 1) + ":" for n, width in enumerate(widths)]
-    return "\n".join(map(line, [header, rule, *rows]))

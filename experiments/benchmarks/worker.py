@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
-from experiments.benchmarks.contenders.contract import Contender, NotComparedError, Program
+from experiments.benchmarks.contenders.contender import Contender, NotComparedError, Program
 
 # of untimed calls before the timed ones: caches and threads are then those of a program at work
 _WARM_UP_SECONDS = 0.01

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import rnn
 
-from experiments.benchmarks.contenders.contract import Contender
-from experiments.benchmarks.contenders.network import Network, programs
+from experiments.benchmarks.contenders.adapter import Network, programs
+from experiments.benchmarks.contenders.contender import Contender
 
 
 def network(cell: str, I: int, H: int) -> Network:

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from experiments.benchmarks.contenders.contract import Contender
-from experiments.benchmarks.contenders.network import Network, programs
+from experiments.benchmarks.contenders.adapter import Network, programs
+from experiments.benchmarks.contenders.contender import Contender
 
 _CELLS = {"lstm": eqx.nn.LSTMCell, "gru": eqx.nn.GRUCell}
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from experiments.benchmarks.contenders.contract import Contender
-from experiments.benchmarks.contenders.network import Network, programs
+from experiments.benchmarks.contenders.adapter import Network, programs
+from experiments.benchmarks.contenders.contender import Contender
 
 _CELLS = {"elman": nn.SimpleCell, "lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell}
 # a kernel for each gate

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.benchmarks.contenders.contract import Contender
-from experiments.benchmarks.contenders.network import Network, programs
+from experiments.benchmarks.contenders.adapter import Network, programs
+from experiments.benchmarks.contenders.contender import Contender
 
 _CELLS = {"elman": nnx.SimpleCell, "lstm": nnx.OptimizedLSTMCell, "gru": nnx.GRUCell}
 

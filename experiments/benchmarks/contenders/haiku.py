@@ -7,8 +7,8 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmarks.contenders.contract import Contender
-from experiments.benchmarks.contenders.network import Network, programs
+from experiments.benchmarks.contenders.adapter import Network, programs
+from experiments.benchmarks.contenders.contender import Contender
 
 
 def network(cell: str, I: int, H: int) -> Network:

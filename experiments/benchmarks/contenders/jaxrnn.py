@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jaxrnn
-from experiments.benchmarks.contenders.contract import Contender
-from experiments.benchmarks.contenders.network import Network, programs
+from experiments.benchmarks.contenders.adapter import Network, programs
+from experiments.benchmarks.contenders.contender import Contender
 
 _CELLS = {
     "elman": (jaxrnn.ELMAN, jaxrnn.ElmanParams, jaxrnn.ElmanState),

@@ -12,8 +12,8 @@ import jax
 import jaxrnn
 from experiments.benchmarks.cases import Arrays, Case
 from experiments.benchmarks.contenders import jaxrnn as ours
-from experiments.benchmarks.contenders.contract import Contender, NotComparedError, Program
-from experiments.benchmarks.contenders.network import Network, programs
+from experiments.benchmarks.contenders.adapter import Network, programs
+from experiments.benchmarks.contenders.contender import Contender, NotComparedError, Program
 from experiments.benchmarks.machine import cores
 
 # before JAX looks for its devices

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import keras
 
-from experiments.benchmarks.contenders.contract import Contender
-from experiments.benchmarks.contenders.network import Network, programs
+from experiments.benchmarks.contenders.adapter import Network, programs
+from experiments.benchmarks.contenders.contender import Contender
 
 _LAYERS = {
     "elman": (keras.layers.SimpleRNN, keras.layers.SimpleRNNCell),

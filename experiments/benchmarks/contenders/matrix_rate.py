@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from experiments.benchmarks.cases import Arrays, Case
-from experiments.benchmarks.contenders.contract import Contender, Program
+from experiments.benchmarks.contenders.contender import Contender, Program
 
 # columns and rows of the square operands; the best rate of all counts
 _SIZES = {"cpu": (256, 384, 512, 768), "gpu": (2048, 4096, 8192)}

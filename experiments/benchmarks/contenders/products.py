@@ -18,9 +18,11 @@ import jax.numpy as jnp
 
 import jaxrnn
 from experiments.benchmarks.cases import GATES
-from experiments.benchmarks.contenders.contract import Contender
-from experiments.benchmarks.contenders.network import Network, programs
-from jaxrnn.products import input_gradient, step_product, weight_gradient
+from experiments.benchmarks.contenders.adapter import Network, programs
+from experiments.benchmarks.contenders.contender import Contender
+from jaxrnn.cells import Expects
+from jaxrnn.checks import vector
+from jaxrnn.products import input_gradient, weight_gradient
 
 
 class Params(NamedTuple):
@@ -36,8 +38,10 @@ class State(NamedTuple):
     h: jax.Array
 
 
-def sizes(params: Params) -> tuple[int, int]:
-    return params.w_ih.shape[0], params.w_hh.shape[0]
+def expects(params: Params) -> Expects:
+    like = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), params)
+    x, h = (vector(len(w), w.dtype) for w in params)
+    return Expects(params=like, x=x, state=State(h))
 
 
 def initial_state(params: Params, batch_shape: tuple[int, ...] = ()) -> State:
@@ -53,7 +57,7 @@ def advance(
     params: Params, state: State, inputs: jax.Array, consts: None
 ) -> tuple[State, tuple[()]]:
     del consts
-    blocks = jnp.split(inputs + step_product(state.h, params.w_hh), gates(params), axis=-1)
+    blocks = jnp.split(inputs + state.h @ params.w_hh, gates(params), axis=-1)
     return State(functools.reduce(jnp.add, blocks)), ()
 
 
@@ -77,10 +81,10 @@ def pull(params: Params, dstate: State, factors: Any, consts: None) -> tuple[Sta
     return State(input_gradient(da, params.w_hh)), da
 
 
-def contract(
-    params: Params, xs: jax.Array, before: State, gates: Any, da: jax.Array, consts: None
+def gradients(
+    params: Params, xs: jax.Array, before: State, after: State, gates: Any, da: Any, consts: None
 ) -> tuple[Params, jax.Array, None]:
-    del gates, consts
+    del after, gates, consts
     dparams = Params(weight_gradient(xs, da), weight_gradient(before.h, da))
     return dparams, input_gradient(da, params.w_ih), None
 
@@ -103,12 +107,12 @@ def cell(blocks: int) -> jaxrnn.Cell:
         init=init,
         initial_state=initial_state,
         step=step,
-        sizes=sizes,
+        expects=expects,
         project=project,
         advance=advance,
         linearize=linearize,
         pull=pull,
-        contract=contract,
+        gradients=gradients,
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from experiments.benchmarks.cases import Arrays, Case
-from experiments.benchmarks.contenders.contract import Contender, Program
+from experiments.benchmarks.contenders.contender import Contender, Program
 
 _LAYERS = {"elman": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}
 _CELLS = {"elman": torch.nn.RNNCell, "lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell}

@@ -3,9 +3,9 @@
 import functools
 
 import jaxrnn
-from experiments.benchmarks.contenders.contract import Contender
+from experiments.benchmarks.contenders.adapter import programs
+from experiments.benchmarks.contenders.contender import Contender
 from experiments.benchmarks.contenders.jaxrnn import network
-from experiments.benchmarks.contenders.network import programs
 
 CONTENDER = Contender(
     how="a plain lax.scan of cell.step, differentiated by JAX",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.cases import Arrays, Case
-from experiments.benchmarks.contenders.contract import Program
+from experiments.benchmarks.contenders.contender import Program
 
 
 class Network(NamedTuple):
