@@ -14,6 +14,7 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 MODULES = [
     "initializers",
+    "cells.from_step",
     "sequence",
     "readout",
     "training",
@@ -22,6 +23,7 @@ MODULES = [
     "diagnostics.contributions",
     "diagnostics.flow",
     "diagnostics.truncation",
+    "testing.compare",
     "testing.gradients",
     "testing.cells",
     "textbook",

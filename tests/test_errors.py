@@ -92,7 +92,7 @@ SEQUENCE = [
         "a leaf of params is missing",
         {"params": PARAMS._replace(b=None)},
         TypeError,
-        *("`params`", "LSTMParams", "b=NoneType None"),
+        *("`params.b`", "array", "got NoneType None"),
     ),
     case(
         "a leaf of params is no array",
@@ -110,7 +110,7 @@ SEQUENCE = [
         "a leaf of params of another rank",
         {"params": PARAMS._replace(b=f32(1, 16))},
         ValueError,
-        *("`params.b`", "1 axes", "got shape (1, 16)"),
+        *("`params.b`", "[4H]", "got shape (1, 16)"),
     ),
     case(
         "an empty leaf of params",
@@ -128,7 +128,7 @@ SEQUENCE = [
         "params of two dtypes",
         {"params": PARAMS._replace(b=jnp.zeros(16, jnp.float64))},
         TypeError,
-        *("`params.b`", "float32", "got float64"),
+        *("`params` must have one dtype", "w_hh float32", "b float64"),
     ),
     case("xs without time", {"xs": f32(3)}, ValueError, "`xs`", "[T, ..., I=3]", "got shape (3,)"),
     case(
@@ -307,13 +307,16 @@ def test_cotangents_of_backpropagate(changes, error, said):
 @pytest.mark.parametrize("outcome", ["raises", "accepts"])
 def test_the_cell_decides_about_consts(call, outcome):
     """A cell of one's own that takes consts gets them checked; no cell here does."""
-    taking = jaxrnn.LSTM._replace(name="TAKING", takes_consts=True)
+    taking = jaxrnn.LSTM._replace(name="TAKING", consts_rows=lambda consts: False)
     if outcome == "raises":
         consts = {"scale": jnp.ones(3, jnp.float64)}
         said = ("`consts['scale']`", "the dtype of `params`, float32", "got float64")
         assert_error(call, {"cell": taking, "consts": consts}, TypeError, said)
         said = ("`consts['scale']`", "array", "got str 'x'")
         assert_error(call, {"cell": taking, "consts": {"scale": "x"}}, TypeError, said)
+        of_rows = taking._replace(consts_rows=lambda consts: True)
+        said = ("`consts['scale']`", "the batch axes of `xs`, (2,)", "got shape (3,)")
+        assert_error(call, {"cell": of_rows, "consts": {"scale": f32(3)}}, ValueError, said)
     else:
         with pytest.raises(ValueError, match=r"`consts` must be None: LSTM takes none"):
             call(consts={})
@@ -400,12 +403,12 @@ def test_traced_options_are_refused():
                 jax.jit(lambda on, call=call, option=option: call(**{option: on}))(True)
 
 
-def cross_entropy(logits=f32(5, 2, 3), labels=jnp.zeros((5, 2), jnp.int32), **mask):  # noqa: B008
-    return jaxrnn.softmax_cross_entropy(logits, labels, **mask)
+def cross_entropy(logits=f32(5, 2, 3), labels=jnp.zeros((5, 2), jnp.int32), **options):  # noqa: B008
+    return jaxrnn.softmax_cross_entropy(logits, labels, **options)
 
 
-def squared_error(predictions=f32(5, 2, 3), targets=f32(5, 2, 3), **mask):  # noqa: B008
-    return jaxrnn.squared_error(predictions, targets, **mask)
+def squared_error(predictions=f32(5, 2, 3), targets=f32(5, 2, 3), **options):  # noqa: B008
+    return jaxrnn.squared_error(predictions, targets, **options)
 
 
 def affine(params=AffineParams(f32(4, 3), f32(3)), hs=DHS):  # noqa: B008
@@ -416,7 +419,7 @@ def last_valid(hs=DHS, lengths=jnp.array([5, 2])):  # noqa: B008
     return jaxrnn.last_valid(hs, lengths)
 
 
-MASKS = [
+OPTIONS_OF_LOSSES = [
     case(
         "integer mask",
         {"mask": jnp.ones((5, 2), jnp.int32)},
@@ -436,13 +439,37 @@ MASKS = [
         *("`mask`", "shape (5, 2)", "got shape (5, 2, 3)"),
     ),
     case("mask is a string", {"mask": "all"}, TypeError, "`mask`", "array", "got str 'all'"),
+    case(
+        "booleans as weights",
+        {"weights": jnp.ones((5, 2), jnp.bool_)},
+        TypeError,
+        *("`weights`", "floating dtype", "got bool", "as `mask`"),
+    ),
+    case(
+        "weights of another shape",
+        {"weights": f32(2)},
+        ValueError,
+        *("`weights`", "one entry per position, shape (5, 2)", "got shape (2,)"),
+    ),
+    case(
+        "another reduction",
+        {"reduction": "average"},
+        ValueError,
+        *("`reduction`", "'mean', 'none', 'sum'", "got 'average'"),
+    ),
+    case(
+        "reduction is no string",
+        {"reduction": None},
+        ValueError,
+        *("`reduction`", "'mean', 'none', 'sum'", "got None"),
+    ),
 ]
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
-        *MASKS,
+        *OPTIONS_OF_LOSSES,
         case(
             "integer logits",
             {"logits": jnp.ones((5, 2, 3), jnp.int32)},
@@ -483,10 +510,24 @@ def test_concrete_labels_out_of_range(make, label, came):
     call(mask=jnp.array([True, True, False]))
 
 
+@pytest.mark.parametrize("make", [jnp.array, np.array, list], ids=["jax", "numpy", "list"])
+@pytest.mark.parametrize(
+    "loss", [jaxrnn.softmax_cross_entropy, jaxrnn.squared_error], ids=lambda loss: loss.__name__
+)
+def test_concrete_negative_weights(loss, make):
+    labels = [0, 2, 1] if loss is jaxrnn.softmax_cross_entropy else f32(3, 3)
+    call = functools.partial(loss, f32(3, 3), labels, weights=make([0.0, 2.0, -0.5]))
+    for run in (call, lambda: jax.jit(lambda: call())()):
+        with pytest.raises(ValueError, match=r"`weights` must be at least 0; got .* -0\.5"):
+            run()
+    # what the mask leaves out is not read
+    call(mask=jnp.array([True, True, False]))
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
-        *MASKS,
+        *OPTIONS_OF_LOSSES,
         case(
             "integer predictions",
             {"predictions": jnp.ones((5, 2, 3), jnp.int32)},
@@ -703,7 +744,98 @@ def test_loss_fn_is_a_function():
         jaxrnn.make_train_step(None, OPTIMIZER)
 
 
+@pytest.mark.parametrize(
+    ("loss_fn", "came"),
+    [
+        (lambda p, b: 0.0, r"\(p, b\)"),
+        (lambda p, b, k, more: 0.0, r"\(p, b, k, more\)"),
+        (lambda p, b, *, key: 0.0, r"\(p, b, \*, key\)"),
+        (jax.jit(lambda p: 0.0), r"\(p\)"),
+    ],
+    ids=["two", "four", "key by name", "jitted"],
+)
+def test_loss_fn_takes_params_batch_and_key(loss_fn, came):
+    with pytest.raises(TypeError, match=rf"`loss_fn` must take \(params, batch, key\).*{came}"):
+        jaxrnn.make_train_step(loss_fn, OPTIMIZER)
+
+
+def test_donate_is_a_bool():
+    with pytest.raises(TypeError, match=r"`donate` must be True or False.*; got 'state'"):
+        jaxrnn.make_train_step(lambda *_: 0.0, OPTIMIZER, donate="state")
+
+
 def test_blocks_that_do_not_fill_the_weight_are_refused():
     draw = jaxrnn.initializers.per_gate(jaxrnn.initializers.orthogonal, 4)
     with pytest.raises(ValueError, match=r"must fill 4 blocks .*\(3, 13\); it made \(3, 12\)"):
         draw(jax.random.key(0), (3, 13), jnp.float32)
+
+
+FORGIVABLE = {
+    "weights as PyTorch stores them": (
+        dict(params=PARAMS._replace(w_ih=PARAMS.w_ih.T, w_hh=PARAMS.w_hh.T)),
+        ValueError,
+        r"`params.w_ih` must be \[I, 4H\]; .*transposed they would fit",
+    ),
+    "params restored as a dict": (
+        dict(params=PARAMS._asdict()),
+        TypeError,
+        r"got dict\(w_ih=.*make it LSTMParams\(\*\*params\)",
+    ),
+    "a state restored as a dict": (
+        dict(initial_state=STATE._asdict()),
+        TypeError,
+        r"make it LSTMState\(\*\*initial_state\)",
+    ),
+    "a state as a tuple": (
+        dict(initial_state=tuple(STATE)),
+        TypeError,
+        r"make it LSTMState\(\*initial_state\)",
+    ),
+    "two dtypes in the params": (
+        dict(params=PARAMS._replace(b=PARAMS.b.astype(jnp.bfloat16))),
+        TypeError,
+        "`params` must have one dtype; got w_ih float32, w_hh float32, b bfloat16",
+    ),
+    "a list of recordings": (
+        dict(xs=[XS[:, 0], XS[:, 1]]),
+        TypeError,
+        r"`xs` must be one array .*got list\(.*pad recordings .* `lengths`",
+    ),
+    "batch first": (
+        dict(xs=jnp.swapaxes(XS, 0, 1), initial_state=None, lengths=jnp.array([5, 3])),
+        ValueError,
+        r"is `xs` batch-major\? time comes first",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "error", "said"), FORGIVABLE.values(), ids=FORGIVABLE)
+def test_a_mistake_that_many_make_is_told_with_its_fix(changes, error, said):
+    for call in (unroll, reference):
+        with pytest.raises(error, match=said):
+            call(**changes)
+
+
+def test_a_cell_that_is_called_like_a_layer_says_what_to_do():
+    with pytest.raises(TypeError, match=r"LSTM\.init\(key, input_size, hidden_size\) makes params"):
+        jaxrnn.LSTM(16, 24)
+
+
+def test_what_holds_an_array_is_told_from_the_array():
+    """A wrapper of another framework, which has a shape and a dtype."""
+
+    class Param:
+        shape, dtype = PARAMS.b.shape, PARAMS.b.dtype
+
+    with pytest.raises(TypeError, match=r"`params.b` must be an array; got Param of float32\[16\]"):
+        unroll(params=PARAMS._replace(b=Param()))
+
+
+def test_64_bits_that_are_off_are_named_and_no_later_call_suffers():
+    wide = make_problem(jaxrnn.LSTM, T, (B,), I, H)
+    with jax.enable_x64(False), pytest.raises(TypeError, match="jax_enable_x64"):
+        unroll(params=PARAMS, xs=wide.xs, initial_state=None)
+    with jax.enable_x64(False):
+        jax.block_until_ready(unroll())
+    final_state, _ = unroll(params=wide.params, xs=wide.xs, initial_state=wide.initial_state)
+    assert final_state.h.dtype == jnp.float64
