@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 import jaxrnn
 from jaxrnn import LSTM, LSTMParams, LSTMState
-from jaxrnn.cells import Expects, drawn_of
+from jaxrnn.cells import Expects, drawn_of, zero_state
 from jaxrnn.products import input_gradient, weight_gradient
 
 
@@ -56,9 +56,7 @@ def projected_gradients(params, xs, before, after, gates, deltas, consts):
 PROJECTED_LSTM = LSTM._replace(
     name="PROJECTED_LSTM",
     init=None,
-    initial_state=lambda params, batch_shape=(): jax.tree.map(
-        lambda a: jnp.zeros((*batch_shape, *a.shape), a.dtype), projected_expects(params).state
-    ),
+    initial_state=lambda params, batch=(): zero_state(projected_expects(params), batch),
     step=lambda params, state, x, consts=None: (
         (after := projected_advance(params, state, x @ params.lstm.w_ih, None)[0]),
         after.h,
