@@ -149,7 +149,12 @@ def choose(
 
 
 def chunk_length(
-    steps: int, residuals: str, *, useful: int = 1, workspace: int = 1, cached: int = 2**24
+    steps: int,
+    residuals: str,
+    *,
+    useful: int = 1,
+    workspace: int = 1,
+    cached: int = TUNING["cpu"].cached,
 ) -> int:
     """Steps in a chunk: a divisor of the sequence's length where one is near the target.
 

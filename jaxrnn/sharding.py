@@ -12,6 +12,7 @@ no collective in any loop and no layout to state; its transposition sums the gra
 params. The compiler alone would sum each chunk's gradients over devices before adding them up.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -64,8 +65,7 @@ def over_rows(
     rows = _rows(xs, mesh, batch_axes)
     names = _names(rows)
     if _axes(mesh, AxisType.Manual):
-        whole = run
-        run = lambda arrays: whole(*of_one_type(arrays))  # noqa: E731
+        run = functools.partial(_run_alike, run)
     elif names:
         # the axes are Auto at this point, or made so by auto_axes below, which sets the mesh
         known = explicit or not jax.sharding.get_abstract_mesh().empty
@@ -126,6 +126,10 @@ def of_one_layout(*arrays: jax.Array) -> tuple[jax.Array, ...]:
         return a if jax.typeof(a).sharding.spec == layout.spec else jax.sharding.reshard(a, layout)
 
     return tuple(map(laid_out, arrays))
+
+
+def _run_alike(run: Callable[[Any], Any], arrays: Any) -> Any:
+    return run(*of_one_type(arrays))
 
 
 def zeros_beside(like: Any, beside: Any) -> Any:
