@@ -32,6 +32,11 @@ def in_one_piece(a: jax.Array) -> jax.Array:
     return lax.optimization_barrier(a)
 
 
+def _in_one_piece_on_cpu(a: jax.Array) -> jax.Array:
+    """`in_one_piece` on a CPU; elsewhere ``a``, where the barrier would split a kernel in two."""
+    return lax.platform_dependent(a, cpu=in_one_piece, default=lambda a: a)
+
+
 # jit makes one program of a call outside of another jit; inside, inline leaves no trace of it
 @functools.partial(jax.jit, inline=True)
 def sigmoid_and_complement(a: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -70,7 +75,7 @@ def sigmoid_or_tanh(a: jax.Array, functions: str) -> jax.Array:
     The identity sigmoid(a) = (1 + tanh(a / 2)) / 2 would be exact only relative to 1. 16-bit types
     are computed in float32.
     """
-    return in_one_piece(_activate(a, tuple(name == "tanh" for name in functions.split())))
+    return _in_one_piece_on_cpu(_activate(a, tuple(name == "tanh" for name in functions.split())))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -113,7 +118,7 @@ def _by_block(a: jax.Array, tanh_blocks: tuple[bool, ...], tanh: float, other: f
     # XLA:CPU divides a loop among threads if it has more operations than bytes to read and write:
     # for the gates of one step, to wait for another thread takes as long as to compute them. With
     # a barrier the constants are read from memory and count as bytes; loops write them once
-    return jnp.broadcast_to(lax.optimization_barrier(constant), a.shape)
+    return jnp.broadcast_to(_in_one_piece_on_cpu(constant), a.shape)
 
 
 def _lambert(square: jax.Array, levels: int) -> tuple[jax.Array, jax.Array]:

@@ -3,9 +3,11 @@
 One runs the recursion over the K steps of a chunk, the other its adjoint against the order of
 processing. Masks stay inside of them, because a step that does not happen is part of the
 recursion; chunks, residuals and all sums stay outside (`jaxrnn.bptt`). `XLA_LOOPS` are two
-`jax.lax.scan`; another pair must return the same values for the same arguments.
+`jax.lax.scan`; another pair must return the same values for the same arguments. `by_platform`
+makes one pair of several, of which each platform runs its own.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +20,18 @@ from jaxrnn.cells.cell import Params, Same, State
 from jaxrnn.masks import select, zero_unless, zero_where
 from jaxrnn.pieces import Bound
 
-__all__ = ["XLA_LOOPS", "Advanced", "Ahead", "Back", "Loops", "Pulled"]
+__all__ = [
+    "XLA_LOOPS",
+    "Advanced",
+    "Ahead",
+    "Back",
+    "Loops",
+    "Pulled",
+    "by_platform",
+    "pull_by",
+    "recursion",
+    "static",
+]
 
 
 class Ahead(NamedTuple):
@@ -82,20 +95,66 @@ class Loops(NamedTuple):
     pull: Callable[..., Pulled]
 
 
-def _advance(
-    bound: Bound, entering: State, reset_state: State | None, ahead: Ahead, K: Any, *, reverse: bool
-) -> Advanced:
+def by_platform(default: Loops, **loops: Loops) -> Loops:
+    """The loops named by a platform, such as ``cuda=``, where a program runs on it.
+
+    The choice is made when the program is compiled, for the platform that it is compiled for: of
+    all pairs that are traced, the program holds one.
+    """
+
+    def choosing(of: Callable[[Loops], Callable[..., Any]]) -> Callable[..., Any]:
+        def run(bound: Bound, *arguments: Any, **options: Any) -> Any:
+            *arrays, K = arguments
+
+            def branch(pair: Loops) -> Callable[..., Any]:
+                def of_platform(params: Any, consts: Any, *arrays: Any) -> Any:
+                    here = bound._replace(params=params, consts=consts)
+                    return of(pair)(here, *arrays, K, **options)
+
+                return of_platform
+
+            return lax.platform_dependent(
+                bound.params,
+                bound.consts,
+                *arrays,
+                default=branch(default),
+                **{platform: branch(pair) for platform, pair in loops.items()},
+            )
+
+        return run
+
+    names = " or ".join([default.name, *(pair.name for pair in loops.values())])
+    return Loops(names, choosing(lambda pair: pair.advance), choosing(lambda pair: pair.pull))
+
+
+def recursion(
+    bound: Bound, reset_state: State | None
+) -> Callable[[State, Ahead], tuple[State, Any]]:
+    """One step: from the carry and the step's inputs to the state after it and its gates."""
+
     def step(carry: State, at: Ahead) -> tuple[State, Any]:
         before = carry if at.cut is None else select(at.cut, reset_state, carry)
         after, gates = pieces.advance(bound, before, at.inputs)
-        after = select(at.valid, after, carry)
+        return select(at.valid, after, carry), gates
+
+    return step
+
+
+def _advance(
+    bound: Bound, entering: State, reset_state: State | None, ahead: Ahead, K: Any, *, reverse: bool
+) -> Advanced:
+    one_step = recursion(bound, reset_state)
+
+    def step(carry: State, at: Ahead) -> tuple[State, Any]:
+        after, gates = one_step(carry, at)
         return after, (after, gates)
 
-    leaving, (after, gates) = lax.scan(step, entering, ahead, reverse=reverse, length=_static(K))
+    leaving, (after, gates) = lax.scan(step, entering, ahead, reverse=reverse, length=static(K))
     return Advanced(leaving, after, gates)
 
 
-def _pull(
+def pull_by(
+    scan: Callable[..., Any],
     bound: Bound,
     dleaving: State,
     dreset: State | None,
@@ -105,7 +164,7 @@ def _pull(
     reverse: bool,
     record: bool,
 ) -> Pulled:
-    """The adjoint recursion.
+    """The adjoint recursion, over `jax.lax.scan` or another ``scan`` of its signature.
 
     Invariant: the carry is the gradient of the loss with respect to the state between two steps,
     along every path that runs through the later one; the cotangents of that state's own readers
@@ -138,21 +197,21 @@ def _pull(
         recorded = zero_unless(at.valid, dafter) if record else None
         return (dbefore, dreset), (zero_unless(at.valid, deltas), recorded)
 
-    (dentering, dreset), (deltas, dafter) = lax.scan(
+    (dentering, dreset), (deltas, dafter) = scan(
         step,
         (dleaving, dreset),
         back._replace(factors=stacked),
         reverse=not reverse,
-        length=_static(K),
+        length=static(K),
     )
     return Pulled(dentering, dreset, deltas, dafter)
 
 
-XLA_LOOPS = Loops("xla", _advance, _pull)
+XLA_LOOPS = Loops("xla", _advance, functools.partial(pull_by, lax.scan))
 """Two `jax.lax.scan`."""
 
 
-def _static(K: Any) -> int | None:
+def static(K: Any) -> int | None:
     """The length for `jax.lax.scan`, which takes one known by name from its arrays alone."""
     return K if isinstance(K, int) else None
 

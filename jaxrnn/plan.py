@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import jax
 
-from jaxrnn.loops import XLA_LOOPS, Loops
+from jaxrnn.gpu_loops import GPU_LOOPS
+from jaxrnn.loops import XLA_LOOPS, Loops, by_platform
 from jaxrnn.memory import StepBytes, footprint
 
 __all__ = ["RESIDUALS", "TUNING", "Plan", "Sizes", "Tuning", "choose", "chunk_length"]
@@ -29,7 +30,7 @@ class Plan(NamedTuple):
     forward_chunk: int | None
     residuals: str | None
     return_states: bool
-    loops: Loops = XLA_LOOPS
+    loops: Loops = by_platform(XLA_LOOPS, cuda=GPU_LOOPS)
 
 
 class Tuning(NamedTuple):

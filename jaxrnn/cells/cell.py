@@ -136,6 +136,8 @@ class Cell(NamedTuple):
       recursion, linear in ``dafter``. ``dafter`` is the whole adjoint of the state after the step,
       the output's included in its field ``h``; of a cell with ``output`` it is the pair
       ``(dafter, dh)``. The adjoint of a leaf that is not floating is None.
+    - ``pull_on_gpu``, or None for ``pull``: the same function in the form that a GPU runs in fewest
+      kernels
     - ``gradients(params, xs, before, after, gates, deltas, consts) -> (dparams, dxs, dconsts)``:
       the sums over time and batch that the deltas give, one product each, in bulk. ``dparams`` and
       ``dconsts`` are summed in `jaxrnn.dtypes.accumulation_dtype`; ``dxs`` and ``dconsts`` have
@@ -181,6 +183,7 @@ class Cell(NamedTuple):
     gradients: Callable[[Params, Any, State, State, Any, Any, Consts], tuple[Params, Any, Consts]]
     output: Callable[[Params, State, Any, Consts], Any] | None = None
     arrange: Callable[[Any], Any] | None = None
+    pull_on_gpu: Callable[[Params, Any, Any, Consts], tuple[State, Any]] | None = None
     consts_rows: Callable[[Consts], Any] | None = None
     draw: Callable[[Any, Params, int, tuple[int, ...]], tuple[Any, Any]] | None = None
     slopes: Callable[[State, Any], Any] | None = None

@@ -220,6 +220,24 @@ def pull(
     return LSTMState(h=input_gradient(da, params.w_hh), c=dc * factors.c_c), da
 
 
+def pull_on_gpu(
+    params: LSTMParams, dstate: LSTMState, factors: LSTMFactors | LSTMArranged, consts: None
+) -> tuple[LSTMState, jax.Array]:
+    """`pull` with ``dc_{t-1}`` as a fifth block beside the deltas, ``[..., 5H]``.
+
+    XLA computes arrays of one shape in one kernel, and others in another. The fifth block meets
+    zeros in the product: to take the other four out would be one more kernel.
+    """
+    del consts
+    dh = dstate.h
+    dc = dstate.c + dh * factors.c_h
+    local = jnp.concatenate([factors.a, factors.c_c], axis=-1)
+    blocks = in_one_piece(jnp.concatenate([dc, dc, dc, dh, dc], axis=-1) * local)
+    w = jnp.concatenate([params.w_hh, jnp.zeros_like(params.w_hh[:, : dh.shape[-1]])], axis=-1)
+    da, dc_before = jnp.split(blocks, [factors.a.shape[-1]], axis=-1)
+    return LSTMState(h=input_gradient(blocks, w), c=dc_before), da
+
+
 def gradients(
     params: LSTMParams,
     xs: jax.Array,
@@ -274,6 +292,7 @@ LSTM = Cell(
     linearize=linearize,
     arrange=arrange,
     pull=pull,
+    pull_on_gpu=pull_on_gpu,
     gradients=gradients,
     slopes=slopes,
     recurrent=recurrent,
