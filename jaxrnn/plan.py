@@ -8,11 +8,20 @@ from typing import NamedTuple
 
 import jax
 
-from jaxrnn.gpu_loops import GPU_LOOPS
+from jaxrnn.gpu_loops import GPU_LOOPS, UNROLL
 from jaxrnn.loops import XLA_LOOPS, Loops, by_platform
 from jaxrnn.memory import StepBytes, footprint
 
-__all__ = ["RESIDUALS", "TUNING", "Plan", "Sizes", "Tuning", "choose", "chunk_length"]
+__all__ = [
+    "RESIDUALS",
+    "TUNING",
+    "Plan",
+    "Sizes",
+    "Tuning",
+    "choose",
+    "chunk_length",
+    "target_platform",
+]
 
 RESIDUALS = ("gates", "states", "carries")
 
@@ -38,6 +47,10 @@ class Tuning(NamedTuple):
 
     | constant | effect |
     |---|---|
+    | ``shortest`` | a chunk has at least so many steps, if there are |
+    | ``shortest_by_carries`` | the same with ``"carries"`` |
+    | ``multiple`` | and a multiple of so many |
+    | ``rows_that_gain`` | at I + H = 128, products in bulk gain by rows up to so many |
     | ``cached`` | a chunk of the backward pass works on at most this, unfused |
     | ``wide`` | from this I + H on, the gates are kept |
     | ``gates_limit`` | up to this, states and gates of all steps are kept |
@@ -46,6 +59,10 @@ class Tuning(NamedTuple):
     | ``whole_forward_limit`` | up to these inputs, the forward pass is one chunk |
     """
 
+    shortest: int
+    shortest_by_carries: int
+    multiple: int
+    rows_that_gain: int
     cached: int
     wide: int
     gates_limit: int
@@ -64,6 +81,10 @@ TUNING = {
     # whole_forward_limit  0.62 to 1.0 of the time below; above 32 MB apiece, memory returns to the
     #                      system, and taking it at every call costs more than the loop
     "cpu": Tuning(
+        shortest=1,
+        shortest_by_carries=1,
+        multiple=1,
+        rows_that_gain=2**11,
         cached=2**24,
         wide=2**9,
         gates_limit=64 * 2**20,
@@ -71,7 +92,36 @@ TUNING = {
         whole_entries=2**8,
         whole_forward_limit=24 * 2**20,
     ),
+    # counted in programs compiled for an H200, float32, and never timed: a chunk costs about 25
+    # kernels beside those of its steps, 0.4 of 5 per step at 64 and 0.1 at 256
+    # multiple             the loops' own; a chunk of one iteration would lose its loop, and the
+    #                      merged body has one kernel per step more
+    # wide, gates_limit    gates are written in the loop, and save two kernels of a chunk
+    # cached               no cache: memory for the work on a chunk
+    "gpu": Tuning(
+        shortest=64,
+        shortest_by_carries=2 * UNROLL,
+        multiple=UNROLL,
+        rows_that_gain=2**30,
+        cached=2**29,
+        wide=2**30,
+        gates_limit=0,
+        whole_limit=0,
+        whole_entries=0,
+        whole_forward_limit=2**28,
+    ),
 }
+
+
+def target_platform() -> str:
+    """The platform that a call is traced for: of the mesh in context, or of the default device.
+
+    A program that is compiled ahead of time for a device that is not there names it by
+    `jax.sharding.use_abstract_mesh` with a `jax.sharding.AbstractDevice`.
+    """
+    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
+    device = jax.sharding.get_abstract_mesh().abstract_device or chosen
+    return getattr(device, "platform", device) or jax.default_backend()
 
 
 class Sizes(NamedTuple):
@@ -104,15 +154,13 @@ def choose(
     Raises:
         ValueError: a budget in which nothing fits; the message says the least.
     """
-    tuning = TUNING.get(jax.default_backend(), TUNING["cpu"])
+    tuning = TUNING.get(target_platform(), TUNING["cpu"])
     T, rows, I, H = sizes[:4]
 
     def default_chunk(residuals: str, workspace: int = step.backward) -> int:
-        # at I + H = 128, the products gain by rows up to 2,000; smaller ones take less of the time
-        useful = (I + H) ** 2 // 8 // max(rows, 1)
-        return chunk_length(
-            T, residuals, useful=useful, workspace=max(workspace, 1), cached=tuning.cached
-        )
+        # smaller products take less of the time
+        useful = (I + H) ** 2 * tuning.rows_that_gain // 128**2 // max(rows, 1)
+        return chunk_length(T, residuals, useful=useful, workspace=max(workspace, 1), tuning=tuning)
 
     if residuals is not None:
         chunk = default_chunk(residuals)
@@ -155,23 +203,26 @@ def chunk_length(
     *,
     useful: int = 1,
     workspace: int = 1,
-    cached: int = TUNING["cpu"].cached,
+    tuning: Tuning = TUNING["cpu"],
 ) -> int:
     """Steps in a chunk: a divisor of the sequence's length where one is near the target.
 
     Longer chunks make the products in bulk faster, up to so many ``useful`` steps; shorter ones
-    keep the ``workspace`` of a chunk, in bytes per step, in the ``cached`` bytes of a core. With
-    one carry kept per chunk, memory is the sum of the carries and of one chunk's states, least when
-    both are as many.
+    keep the ``workspace`` of a chunk, in bytes per step, in the ``cached`` bytes. With one carry
+    kept per chunk, memory is the sum of the carries and of one chunk's states, least when both are
+    as many.
     """
     if residuals == "carries":
-        target = max(math.isqrt(steps), 1)
+        shortest, target = tuning.shortest_by_carries, math.isqrt(steps)
     else:
-        target = min(max(useful, 16), max(cached // workspace, 8), max(steps // 4, 16))
+        shortest = tuning.shortest
+        target = min(max(useful, 16), max(tuning.cached // workspace, 8), max(steps // 4, 16))
+    target = max(target - target % tuning.multiple, shortest)
     if steps <= 2 * target:
         return max(steps, 1)
-    divisors = [k for k in range(target // 2 + 1, 2 * target) if steps % k == 0]
-    return min(divisors, key=lambda k: abs(k - target), default=target)
+    near = range(max(target // 2 + 1, shortest), 2 * target)
+    fitting = [k for k in near if steps % k == 0 and k % tuning.multiple == 0]
+    return min(fitting, key=lambda k: abs(k - target), default=target)
 
 
 def _halves(chunk: int) -> list[int]:
