@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
 from jaxrnn import pieces
 from jaxrnn.cells.cell import Params, Same, State
@@ -100,8 +99,7 @@ def by_platform(default: Loops, **loops: Loops) -> Loops:
     """The loops named by a platform, such as ``cuda=``, where a program runs on it.
 
     The choice is made when the program is compiled, for the platform that it is compiled for: of
-    all pairs that are traced, the program holds one. Their derivative is that of ``default``:
-    derivatives of a choice would keep what every pair needs.
+    all pairs that are traced, the program holds one.
     """
 
     def choosing(of: Callable[[Loops], Callable[..., Any]]) -> Callable[..., Any]:
@@ -115,33 +113,18 @@ def by_platform(default: Loops, **loops: Loops) -> Loops:
 
                 return of_platform
 
-            branches = {platform: branch(pair) for platform, pair in loops.items()}
-
-            @jax.custom_jvp
-            def chosen(*arrays: Any) -> Any:
-                return lax.platform_dependent(*arrays, default=branch(default), **branches)
-
-            chosen.defjvp(functools.partial(_jvp, branch(default)), symbolic_zeros=True)
-            return chosen(bound.params, bound.consts, *arrays)
+            return lax.platform_dependent(
+                bound.params,
+                bound.consts,
+                *arrays,
+                default=branch(default),
+                **{platform: branch(pair) for platform, pair in loops.items()},
+            )
 
         return run
 
     names = " or ".join([default.name, *(pair.name for pair in loops.values())])
     return Loops(names, choosing(lambda pair: pair.advance), choosing(lambda pair: pair.pull))
-
-
-def _jvp(f: Callable[..., Any], primals: Any, tangents: Any) -> tuple[Any, Any]:
-    """`jax.jvp` by the primals whose tangents are not zero."""
-    primals, structure = jax.tree.flatten(primals)
-    tangents = jax.tree.leaves(tangents)
-    moving = [i for i, dot in enumerate(tangents) if not isinstance(dot, SymbolicZero)]
-
-    def of_moving(*moved: Any) -> Any:
-        leaves = dict(enumerate(primals)) | dict(zip(moving, moved, strict=True))
-        return f(*jax.tree.unflatten(structure, leaves.values()))
-
-    value, tangent = jax.linearize(of_moving, *(primals[i] for i in moving))
-    return value, tangent(*(tangents[i] for i in moving))
 
 
 def recursion(
