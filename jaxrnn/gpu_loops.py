@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn.cells.cell import State
-from jaxrnn.loops import Advanced, Ahead, Loops, Pulled, pull_by, recursion, static
+from jaxrnn.cells.cell import Forms, State
+from jaxrnn.loops import Advanced, Ahead, Loops, Pulled, adjoint_recursion, recursion, static
 from jaxrnn.pieces import Bound
 
 __all__ = ["GPU_LOOPS", "UNROLL"]
@@ -43,9 +43,11 @@ def _advance(
 
 def _pull(bound: Bound, *arguments: Any, **options: Any) -> Pulled:
     cell = bound.cell
-    if cell.pull_on_gpu is not None:
-        bound = bound._replace(cell=cell._replace(pull=cell.pull_on_gpu))
-    return pull_by(functools.partial(lax.scan, unroll=UNROLL), bound, *arguments, **options)
+    if isinstance(cell.pull, Forms):
+        bound = bound._replace(cell=cell._replace(pull=cell.pull.gpu))
+    return adjoint_recursion(
+        functools.partial(lax.scan, unroll=UNROLL), bound, *arguments, **options
+    )
 
 
 GPU_LOOPS = Loops("gpu", _advance, _pull)

@@ -27,8 +27,8 @@ __all__ = [
     "Back",
     "Loops",
     "Pulled",
+    "adjoint_recursion",
     "by_platform",
-    "pull_by",
     "recursion",
     "static",
 ]
@@ -153,7 +153,7 @@ def _advance(
     return Advanced(leaving, after, gates)
 
 
-def pull_by(
+def adjoint_recursion(
     scan: Callable[..., Any],
     bound: Bound,
     dleaving: State,
@@ -207,7 +207,7 @@ def pull_by(
     return Pulled(dentering, dreset, deltas, dafter)
 
 
-XLA_LOOPS = Loops("xla", _advance, functools.partial(pull_by, lax.scan))
+XLA_LOOPS = Loops("xla", _advance, functools.partial(adjoint_recursion, lax.scan))
 """Two `jax.lax.scan`."""
 
 

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import pytest
 from support.cells import MGU
 from support.problems import assert_same, make_problem, random_tree
+from support.programs import instruction_counts
 
 import jaxrnn
 from jaxrnn import bptt, pieces
 from jaxrnn.call import arrays_of, plan_of, validate
+from jaxrnn.gpu_loops import GPU_LOOPS, UNROLL
 from jaxrnn.loops import XLA_LOOPS, Advanced, Loops, Pulled
 from jaxrnn.masks import select, zero_unless, zero_where
 
@@ -50,7 +52,7 @@ def python_pull(bound, dleaving, dreset, back, K, *, reverse, record):
 
 
 PYTHON_LOOPS = Loops("python", python_advance, python_pull)
-EVERY_PAIR = [XLA_LOOPS, PYTHON_LOOPS]
+EVERY_PAIR = [XLA_LOOPS, GPU_LOOPS, PYTHON_LOOPS]
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
@@ -84,3 +86,32 @@ def test_every_pair_of_loops_has_the_values_and_gradients_of_the_reference(
         return outputs, pull(random_tree(outputs, seed=3))
 
     assert_same(jax.jit(lambda: both(engine))(), jax.jit(lambda: both(reference))())
+
+
+@pytest.mark.parametrize("residuals", [None, "carries"])
+def test_a_cpu_program_holds_nothing_of_the_loops_for_other_platforms(cell, residuals):
+    problem = make_problem(cell, T=40, batch=(2,), I=3, H=4)
+
+    def program(**loops):
+        def loss(params, xs):
+            call = validate(cell, params, xs, None, {})
+            plan = plan_of(call, residuals=residuals)._replace(**loops)
+            return jnp.sum(bptt.unroll(cell, plan, arrays_of(call)).hs)
+
+        gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
+        return instruction_counts(gradient.lower(problem.params, problem.xs).compile())
+
+    assert program() == program(loops=XLA_LOOPS)
+    assert program() != program(loops=GPU_LOOPS)
+
+
+def test_a_program_lowered_for_a_gpu_has_the_loops_for_it():
+    problem = make_problem(jaxrnn.ELMAN, T=3 * UNROLL, batch=(2,))
+    program = jax.jit(lambda xs: problem._replace(xs=xs).outputs()).trace(problem.xs)
+
+    def counts_to(iterations, platform):
+        text = program.lower(lowering_platforms=(platform,)).as_text()
+        return f"stablehlo.constant dense<{iterations}>" in text
+
+    assert counts_to(3 * UNROLL, "cpu") and not counts_to(3, "cpu")
+    assert counts_to(3, "cuda") and not counts_to(3 * UNROLL, "cuda")

@@ -10,12 +10,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 from support.problems import make_problem
 
 import jaxrnn
 from jaxrnn import memory, plan
 from jaxrnn.call import plan_of, sizes_of_call, validate
-from jaxrnn.plan import RESIDUALS
+from jaxrnn.gpu_loops import UNROLL
+from jaxrnn.plan import RESIDUALS, target_platform
 
 ROOT = Path(__file__).parent.parent
 TUNING = plan.TUNING["cpu"]
@@ -300,3 +302,27 @@ def test_a_hundred_thousand_steps_take_less_than_a_gigabyte():
     lean, plain = run(memory_budget=10**9 // 2), run(residuals="states")
     assert lean["bytes"] < 10**9
     assert lean["sums"] == pytest.approx(plain["sums"], rel=1e-4)
+
+
+GPU = AbstractMesh((), (), abstract_device=AbstractDevice("NVIDIA H200", None, "gpu"))
+
+
+@pytest.mark.parametrize("residuals", [None, *RESIDUALS])
+@pytest.mark.parametrize("T", [5, 64, 129, 200, 256, 997, 1000, 4096])
+def test_on_a_gpu_chunks_are_several_whole_iterations(T, residuals):
+    problem = abstract_problem(jaxrnn.LSTM, T=T, B=16, I=4, H=8)
+    with use_abstract_mesh(GPU):
+        chosen, chunk, forward_chunk = choose(problem, residuals=residuals)
+    shortest = 16 if residuals == "carries" else 64
+    assert chunk == T or (chunk >= shortest and chunk % UNROLL == 0)
+    if residuals is None:
+        assert chosen == "states"
+        assert forward_chunk == T
+
+
+def test_the_platform_is_that_of_the_mesh_or_of_the_default_device():
+    assert target_platform() == "cpu"
+    with use_abstract_mesh(GPU):
+        assert target_platform() == "gpu"
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert target_platform() == "cpu"

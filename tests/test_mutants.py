@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import types
 
 import jax
 import jax.numpy as jnp
@@ -250,14 +251,15 @@ def with_loops(**changes):
 
 
 def rewritten(old, new):
-    """The loop with a piece of its code, which it has once, replaced by another."""
+    """The loop of a module in which a piece of code, which it has once, is replaced by another."""
 
     def change(loop):
-        source = inspect.getsource(loop)
-        assert source.count(old) == 1, f"{loop.__name__} has not {old!r} once: adapt the mutant"
-        names = dict(vars(loops))
-        exec(source.replace(old, new), names)
-        return names[loop.__name__]
+        source = inspect.getsource(loops)
+        assert source.count(old) == 1, f"the loops have not {old!r} once: adapt the mutant"
+        module = types.ModuleType(loops.__name__)
+        exec(source.replace(old, new), vars(module))
+        (name,) = (name for name, right in XLA_LOOPS._asdict().items() if right is loop)
+        return getattr(module.XLA_LOOPS, name)
 
     return change
 

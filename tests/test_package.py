@@ -51,6 +51,7 @@ LADDER = [
     "jaxrnn.cells",
     "jaxrnn.pieces",
     "jaxrnn.loops",
+    "jaxrnn.gpu_loops",
     "jaxrnn.memory",
     "jaxrnn.plan",
     "jaxrnn.bptt",

@@ -7,18 +7,23 @@ from support.problems import make_problem
 from support.programs import carries, equations, jaxprs_of, outputs_of
 
 import jaxrnn
+from jaxrnn.gpu_loops import UNROLL
 
 T, B, I, H = 64, 3, 5, 7
 POLICIES = ["gates", "states", "carries"]
 
 
-def step_loops(f, *args):
-    """The innermost scans of f's program: those over single steps."""
+def step_loops(f, *args, unroll=1):
+    """The innermost scans of f's program, over so many steps an iteration: those for one platform.
+
+    A program has the loops for every platform until it is compiled for one.
+    """
     loops = [e for e in equations(jax.make_jaxpr(f)(*args).jaxpr) if e.primitive.name == "scan"]
     return [
         loop
         for loop in loops
         if not any(e.primitive.name == "scan" for j in jaxprs_of(loop) for e in equations(j))
+        and loop.params["unroll"] == unroll
     ]
 
 
@@ -27,7 +32,7 @@ def products(loop):
     return sum(e.primitive.name == "dot_general" for e in equations(body))
 
 
-def training_step(cell, unroll, **options):
+def training_step(cell, unroll, steps_an_iteration=1, **options):
     problem = make_problem(cell, T=T, batch=(B,), I=I, H=H)
 
     def loss(params, xs, initial_state):
@@ -36,13 +41,17 @@ def training_step(cell, unroll, **options):
         return jnp.sum(hs) + sum(jnp.sum(leaf) for leaf in final)
 
     gradient = jax.grad(loss, argnums=(0, 1, 2))
-    return step_loops(gradient, problem.params, problem.xs, problem.initial_state)
+    arguments = problem.params, problem.xs, problem.initial_state
+    return step_loops(gradient, *arguments, unroll=steps_an_iteration)
 
 
 @pytest.mark.parametrize("masks", [{}, {"lengths": jnp.array([64, 5, 0]), "reverse": True}])
 @pytest.mark.parametrize("residuals", POLICIES)
-def test_every_step_loop_carries_the_state_alone_and_holds_one_product(cell, residuals, masks):
-    loops = training_step(cell, jaxrnn.unroll, residuals=residuals, **masks)
+@pytest.mark.parametrize("unrolled", [1, UNROLL], ids=["cpu", "gpu"])
+def test_every_step_loop_carries_the_state_alone_and_holds_one_product(
+    cell, unrolled, residuals, masks
+):
+    loops = training_step(cell, jaxrnn.unroll, unrolled, residuals=residuals, **masks)
     # forwards and backwards, and forwards again where the states of a chunk were not kept
     assert len(loops) == (3 if residuals == "carries" else 2)
     state = [(B, H)] * len(cell.initial_state(cell.init(jax.random.key(0), I, H)))

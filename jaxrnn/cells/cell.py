@@ -34,6 +34,7 @@ pieces run inside the loops over time: `advance` forwards and `pull` backwards. 
 bulk, on the ``K`` steps of a chunk at once.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -47,6 +48,7 @@ __all__ = [
     "Consts",
     "Drawn",
     "Expects",
+    "Forms",
     "Params",
     "Same",
     "State",
@@ -98,6 +100,20 @@ class Same(NamedTuple):
     value: Any
 
 
+@dataclasses.dataclass(frozen=True)
+class Forms:
+    """A piece written twice: as ``default``, and as the loops for GPUs run it in fewer kernels.
+
+    Both return the same for the same arguments. It is called like the piece.
+    """
+
+    default: Callable[..., Any]
+    gpu: Callable[..., Any]
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.default(*arguments)
+
+
 class _OwnDocumentation:
     """``cell.__doc__`` is the cell's, ``Cell.__doc__`` the class's: `help` shows the right one."""
 
@@ -135,9 +151,7 @@ class Cell(NamedTuple):
     - ``pull(params, dafter, factors, consts) -> (dbefore, deltas)``: one step of the adjoint
       recursion, linear in ``dafter``. ``dafter`` is the whole adjoint of the state after the step,
       the output's included in its field ``h``; of a cell with ``output`` it is the pair
-      ``(dafter, dh)``. The adjoint of a leaf that is not floating is None.
-    - ``pull_on_gpu``, or None for ``pull``: the same function in the form that a GPU runs in fewest
-      kernels
+      ``(dafter, dh)``. The adjoint of a leaf that is not floating is None. It may be `Forms`.
     - ``gradients(params, xs, before, after, gates, deltas, consts) -> (dparams, dxs, dconsts)``:
       the sums over time and batch that the deltas give, one product each, in bulk. ``dparams`` and
       ``dconsts`` are summed in `jaxrnn.dtypes.accumulation_dtype`; ``dxs`` and ``dconsts`` have
@@ -183,7 +197,6 @@ class Cell(NamedTuple):
     gradients: Callable[[Params, Any, State, State, Any, Any, Consts], tuple[Params, Any, Consts]]
     output: Callable[[Params, State, Any, Consts], Any] | None = None
     arrange: Callable[[Any], Any] | None = None
-    pull_on_gpu: Callable[[Params, Any, Any, Consts], tuple[State, Any]] | None = None
     consts_rows: Callable[[Consts], Any] | None = None
     draw: Callable[[Any, Params, int, tuple[int, ...]], tuple[Any, Any]] | None = None
     slopes: Callable[[State, Any], Any] | None = None

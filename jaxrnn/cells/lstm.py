@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn.blocks import block, in_one_piece, sigmoid_or_tanh
-from jaxrnn.cells.cell import Cell, Expects, documentation, zero_state
+from jaxrnn.cells.cell import Cell, Expects, Forms, documentation, zero_state
 from jaxrnn.checks import floating_dtype, size, sizes_of, step_arguments, vector
 from jaxrnn.initializers import Initializer, glorot_uniform, orthogonal, per_gate, zeros
 from jaxrnn.products import add_bias, bias_gradient, input_gradient, weight_gradient
@@ -291,8 +291,7 @@ LSTM = Cell(
     advance=advance,
     linearize=linearize,
     arrange=arrange,
-    pull=pull,
-    pull_on_gpu=pull_on_gpu,
+    pull=Forms(pull, gpu=pull_on_gpu),
     gradients=gradients,
     slopes=slopes,
     recurrent=recurrent,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn import pieces
-from jaxrnn.cells.cell import Cell, Consts, Drawn, Same, State
+from jaxrnn.cells.cell import Cell, Consts, Drawn, Forms, Same, State
 from jaxrnn.checks import describe, matching_arrays
 from jaxrnn.dtypes import differentiable
 from jaxrnn.pieces import Bound, with_drawn
@@ -152,6 +152,7 @@ _RULES = {
     "linearize": _IN_BULK,
     "pull": "it must be linear in its adjoint: pull(a + 2 b) = pull(a) + 2 pull(b)",
     "arrange": "`pull` must give the same for the factors from `linearize` and from `arrange`",
+    "pull.gpu": "the form for GPUs must give what the default form gives",
     "gradients": f"{_IN_BULK}, with the gradients of params and consts summed",
 }
 _BY_STEP = set(_RULES) - {"initial_state", "draw", "gradients"}
@@ -225,9 +226,9 @@ def _pairs(
     by_one = _one_by_one(linearize, inputs, before, after, gates)
     pairs["linearize"] = _stacked(T, factors), by_one
 
-    def pull(factors: Any, adjoint: Any) -> Any:
+    def pull(factors: Any, adjoint: Any, form: Callable[..., Any] = cell.pull) -> Any:
         def one(factors: Any, adjoint: Any) -> Any:
-            return cell.pull(params, adjoint, factors, consts)
+            return form(params, adjoint, factors, consts)
 
         return jax.vmap(one)(_stacked(T, factors), adjoint)
 
@@ -240,8 +241,11 @@ def _pairs(
         adjoints = list(zip(dstates, dhs, strict=True))
     of_a, of_b, of_sum = (pull(factors, d) for d in (*adjoints, add_twice(*adjoints)))
     pairs["pull"] = of_sum, add_twice(of_a, of_b)
+    arranged = factors if cell.arrange is None else cell.arrange(factors)
     if cell.arrange is not None:
-        pairs["arrange"] = pull(cell.arrange(factors), adjoints[0]), of_a
+        pairs["arrange"] = pull(arranged, adjoints[0]), of_a
+    if isinstance(cell.pull, Forms):
+        pairs["pull.gpu"] = pull(arranged, adjoints[0], cell.pull.gpu), of_a
 
     def gradients(*used: Any) -> _Gradients:
         return _Gradients(*pieces.gradients(bound, *used))

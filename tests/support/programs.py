@@ -73,6 +73,13 @@ def instructions(compiled):
     return list(visit(None, 0, 1))
 
 
+def instruction_counts(compiled):
+    """How often each instruction stands in the program, without its name and those of operands."""
+    lines = (line for line in compiled.as_text().splitlines() if INSTRUCTION.match(line))
+    nameless = re.compile(r", metadata={[^}]*}|%[\w.-]+")
+    return collections.Counter(nameless.sub("", line) for line in lines)
+
+
 def collectives(compiled):
     """How many collectives of each kind stand within how many loops: ``{(depth, op): count}``."""
     ops = [(i.depth, i.op.removesuffix("-start")) for i in instructions(compiled)]
