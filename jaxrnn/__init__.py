@@ -28,6 +28,7 @@ from jaxrnn.cells import (
     LSTMState,
     cell_from_step,
 )
+from jaxrnn.platforms import compiler_options
 from jaxrnn.readout import (
     AffineParams,
     affine,
@@ -60,6 +61,7 @@ __all__ = [
     "affine",
     "cell_from_step",
     "cells",
+    "compiler_options",
     "convert",
     "diagnostics",
     "init_affine",

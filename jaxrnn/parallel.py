@@ -19,7 +19,7 @@ its own rows. Where there is no `os.sched_getaffinity`, `os.cpu_count()` counts 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -118,6 +118,7 @@ def make_train_step(
     *,
     has_aux: bool = False,
     donate: bool = True,
+    compiler_options: dict[str, Any] | Literal["auto"] | None = None,
 ) -> TrainStep:
     """`jaxrnn.make_train_step` on all devices of a mesh: same arguments, values, and metrics.
 
@@ -130,6 +131,7 @@ def make_train_step(
         mesh: with an axis `DATA_AXIS`.
         has_aux: whether ``loss_fn`` returns a dict of arrays to report, too.
         donate: whether the buffers of the state passed in are reused for the state returned.
+        compiler_options: None, those of `jax.jit`, or ``"auto"``, for the devices of the mesh.
 
     Raises:
         TypeError: a mesh that is none; and as `jaxrnn.make_train_step`.
@@ -158,7 +160,12 @@ def make_train_step(
             return step(state, batch)
 
     return training.compiled(
-        train_step, donate=donate, in_shardings=(everywhere, None), out_shardings=everywhere
+        train_step,
+        donate=donate,
+        compiler_options=compiler_options,
+        platform=mesh.devices.flat[0].platform,
+        in_shardings=(everywhere, None),
+        out_shardings=everywhere,
     )
 
 

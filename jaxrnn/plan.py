@@ -6,11 +6,10 @@ All that was tuned by measurement stands in `TUNING`, a column for each platform
 import math
 from typing import NamedTuple
 
-import jax
-
 from jaxrnn.gpu_loops import GPU_LOOPS, UNROLL
 from jaxrnn.loops import XLA_LOOPS, Loops, by_platform
 from jaxrnn.memory import StepBytes, footprint
+from jaxrnn.platforms import target_platform
 
 __all__ = [
     "RESIDUALS",
@@ -20,7 +19,6 @@ __all__ = [
     "Tuning",
     "choose",
     "chunk_length",
-    "target_platform",
 ]
 
 RESIDUALS = ("gates", "states", "carries")
@@ -111,17 +109,6 @@ TUNING = {
         whole_forward_limit=2**28,
     ),
 }
-
-
-def target_platform() -> str:
-    """The platform that a call is traced for: of the mesh in context, or of the default device.
-
-    A program that is compiled ahead of time for a device that is not there names it by
-    `jax.sharding.use_abstract_mesh` with a `jax.sharding.AbstractDevice`.
-    """
-    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
-    device = jax.sharding.get_abstract_mesh().abstract_device or chosen
-    return getattr(device, "platform", device) or jax.default_backend()
 
 
 class Sizes(NamedTuple):

@@ -4,7 +4,7 @@ import functools
 import inspect
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import optax
 from jax import lax
 from jax.export import register_namedtuple_serialization
 
+from jaxrnn import platforms
 from jaxrnn.checks import describe, static_bool
 
 __all__ = ["TrainState", "init_train_state", "make_train_step"]
@@ -68,6 +69,7 @@ def make_train_step(
     *,
     has_aux: bool = False,
     donate: bool = True,
+    compiler_options: dict[str, Any] | Literal["auto"] | None = None,
 ) -> TrainStep:
     """A jitted ``train_step(state, batch) -> (state, metrics)``.
 
@@ -83,6 +85,9 @@ def make_train_step(
         donate: whether the buffers of the state passed in are reused for the state returned. Then
             keep only the latter. With False, the state passed in stays usable, at the cost of a
             second copy of the params and of the optimizer's state.
+        compiler_options: None, or those of `jax.jit`; ``"auto"`` for `jaxrnn.compiler_options()`.
+            JAX takes them at the outermost `jax.jit` alone: with any, the step cannot be called
+            inside of another one, of `jax.lax.scan`, or of `jax.grad`.
 
     Returns:
         The step. Its metrics are ``"loss"``, ``"gradient_norm"`` (over all params, before the
@@ -91,7 +96,9 @@ def make_train_step(
     Raises:
         TypeError: a loss that is no function of three arguments, an optimizer that is not optax's;
             at the first step, a ``loss_fn`` that returns something else.
-        ValueError: at a step, a state that was donated to an earlier one.
+        ValueError: compiler options that are neither; at a step, a state that was donated to an
+            earlier one.
+        jax.errors.JaxRuntimeError: at the first step, options with which it does not compile.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn, optax
@@ -105,7 +112,8 @@ def make_train_step(
         >>> int(state.step), sorted(metrics)
         (1, ['gradient_norm', 'loss'])
     """
-    return compiled(step_function(loss_fn, optimizer, has_aux=has_aux), donate=donate)
+    step = step_function(loss_fn, optimizer, has_aux=has_aux)
+    return compiled(step, donate=donate, compiler_options=compiler_options)
 
 
 def step_function(loss_fn: Callable[..., Any], optimizer: Optimizer, *, has_aux: bool) -> TrainStep:
@@ -171,10 +179,20 @@ def step_function(loss_fn: Callable[..., Any], optimizer: Optimizer, *, has_aux:
     return train_step
 
 
-def compiled(step: TrainStep, *, donate: bool, **shardings: Any) -> TrainStep:
+def compiled(
+    step: TrainStep,
+    *,
+    donate: bool,
+    compiler_options: Any,
+    platform: str | None = None,
+    **shardings: Any,
+) -> TrainStep:
     """`jax.jit` of a training step, which refuses a state that is none or has been donated."""
     donate = static_bool("donate", donate)
-    jitted = jax.jit(step, donate_argnums=0 if donate else (), **shardings)
+    options = _options("compiler_options", compiler_options, platform)
+    jitted = jax.jit(
+        step, donate_argnums=0 if donate else (), compiler_options=options, **shardings
+    )
 
     @functools.wraps(step)
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -187,10 +205,32 @@ def compiled(step: TrainStep, *, donate: bool, **shardings: Any) -> TrainStep:
                     "buffers: keep the state that the step returns, or make the step with "
                     "donate=False"
                 )
-        return jitted(state, batch)
+        try:
+            return jitted(state, batch)
+        except jax.errors.JaxRuntimeError as error:
+            if options is not None:
+                error.add_note(
+                    f"The training step was compiled with compiler_options={options}: if it works "
+                    "with compiler_options=None, XLA cannot compile or run this one with them"
+                )
+            raise
 
     train_step.lower = jitted.lower  # type: ignore[attr-defined]
     return train_step
+
+
+def _options(name: str, options: Any, platform: str | None) -> dict[str, Any] | None:
+    """The options for `jax.jit`: None where there are none, as an inner jit must have."""
+    if options == "auto":
+        options = platforms.compiler_options(platform)
+    if options is not None and not (
+        isinstance(options, dict) and all(isinstance(key, str) for key in options)
+    ):
+        raise ValueError(
+            f"`{name}` must be None, 'auto' or a dict of XLA's options by name; got "
+            f"{describe(options) if not isinstance(options, str) else repr(options)}"
+        )
+    return options or None
 
 
 def _is_deleted(leaf: jax.Array) -> bool:

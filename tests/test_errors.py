@@ -759,6 +759,17 @@ def test_loss_fn_takes_params_batch_and_key(loss_fn, came):
         jaxrnn.make_train_step(loss_fn, OPTIMIZER)
 
 
+@pytest.mark.parametrize("options", ["fast", 1, {1: True}])
+def test_compiler_options_are_a_dict_by_name(options):
+    with pytest.raises(ValueError, match="`compiler_options` must be None, 'auto' or a dict"):
+        jaxrnn.make_train_step(lambda *_: 0.0, OPTIMIZER, compiler_options=options)
+
+
+def test_a_platform_is_a_string():
+    with pytest.raises(TypeError, match="`platform` must be None or a string; got"):
+        jaxrnn.compiler_options(jax.devices()[0])
+
+
 def test_donate_is_a_bool():
     with pytest.raises(TypeError, match=r"`donate` must be True or False.*; got 'state'"):
         jaxrnn.make_train_step(lambda *_: 0.0, OPTIMIZER, donate="state")

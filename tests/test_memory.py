@@ -17,7 +17,8 @@ import jaxrnn
 from jaxrnn import memory, plan
 from jaxrnn.call import plan_of, sizes_of_call, validate
 from jaxrnn.gpu_loops import UNROLL
-from jaxrnn.plan import RESIDUALS, target_platform
+from jaxrnn.plan import RESIDUALS
+from jaxrnn.platforms import target_platform
 
 ROOT = Path(__file__).parent.parent
 TUNING = plan.TUNING["cpu"]

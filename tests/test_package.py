@@ -37,6 +37,7 @@ LADDER = [
     "jaxrnn.textbook",
     "jaxrnn.checks",
     "jaxrnn.dtypes",
+    "jaxrnn.platforms",
     "jaxrnn.sharding",
     "jaxrnn.chunks",
     "jaxrnn.products",

@@ -10,6 +10,7 @@ import pytest
 from support.problems import assert_same
 
 import jaxrnn
+from jaxrnn import platforms
 
 
 def noisy_loss(params, batch, key):
@@ -389,11 +390,55 @@ def test_a_state_donated_before_is_refused():
         step(state, BATCHES[0])
 
 
-def test_a_training_step_runs_within_a_scan():
+@pytest.mark.parametrize("compiler_options", [None, "auto"])
+def test_a_training_step_runs_within_other_transformations(compiler_options):
+    """With the options of a CPU too, because there are none."""
     optimizer = optax.sgd(0.1)
-    step = jaxrnn.make_train_step(noisy_loss, optimizer)
+    step = jaxrnn.make_train_step(noisy_loss, optimizer, compiler_options=compiler_options)
     expected, losses = run(step, new_state(optimizer))
     state, metrics = jax.jit(lambda state, batches: jax.lax.scan(step, state, batches))(
         new_state(optimizer), jnp.stack(BATCHES)
     )
     assert_same((numbers(state), metrics["loss"]), (numbers(expected), jnp.stack(losses)), 1e-12)
+
+    # one state for several results cannot be donated
+    step = jaxrnn.make_train_step(
+        noisy_loss, optimizer, donate=False, compiler_options=compiler_options
+    )
+    fresh = new_state(optimizer)
+    once = step(new_state(optimizer), BATCHES[0])[1]["loss"]
+    (of_each,) = jax.vmap(lambda batch: (step(fresh, batch)[1]["loss"],))(jnp.stack(BATCHES))
+    assert_same(of_each[0], once, 1e-12)
+
+    def next_loss(params):
+        state, _ = step(fresh._replace(params=params), BATCHES[0])
+        return noisy_loss(state.params, BATCHES[1], jax.random.key(5))
+
+    assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(jax.grad(next_loss)(fresh.params)))
+
+
+def test_the_options_of_a_gpu_are_known_to_this_xla():
+    options = jaxrnn.compiler_options("gpu")
+    assert "WHILE" in options["xla_gpu_enable_command_buffer"]
+    assert options["xla_gpu_command_buffer_unroll_loops"] is True
+    assert jaxrnn.compiler_options() == jaxrnn.compiler_options("cpu") == {}
+
+
+def test_options_that_this_xla_refuses_are_left_out_with_those_that_need_them(monkeypatch):
+    taken, refused = {"xla_gpu_graph_min_graph_size": 1}, {"xla_gpu_gone": True}
+    groups = [taken, refused, {**refused, "xla_gpu_enable_triton_gemm": False}]
+    monkeypatch.setitem(platforms._WORTH_SETTING, "of a test", groups)
+    assert jaxrnn.compiler_options("of a test") == taken
+
+
+def test_a_step_that_does_not_compile_with_its_options_says_so_and_keeps_the_state():
+    optimizer = optax.sgd(0.1)
+    options = {"xla_gpu_gone": True}
+    step = jaxrnn.make_train_step(noisy_loss, optimizer, compiler_options=options)
+    state = new_state(optimizer)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option") as caught:
+        step(state, BATCHES[0])
+    (note,) = (n for n in caught.value.__notes__ if "compiler_options" in n)
+    assert "compiler_options={'xla_gpu_gone': True}" in note
+    assert "compiler_options=None" in note
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
