@@ -8,16 +8,21 @@ READY := $(VENV)/ready
 # the peers are several hundred megabytes, and no test needs them
 BENCH := $(VENV)-bench
 
+# XLA's compiler for GPUs, 1.4 gigabytes with JAX, once for its newest version and once for another
+GPU_VERSIONS := newest 0.11.2
+GPU_ENVS := $(addprefix .venv-gpu-compile-,$(GPU_VERSIONS))
+
 # K=expression picks tests by name: make test-one K="shard_map and GRU"
 K ?=
 
-.PHONY: help demo test test-all test-one bench bench-quick lint format equations clean
+.PHONY: help demo test test-all test-one test-gpu-compile bench bench-quick lint format equations clean
 
 help:
 	@echo "make demo      train the spoken-vowel network; results in runs/spoken_vowels"
 	@echo "make test      run the tests"
 	@echo "make test-all  run the tests that are marked slow too"
 	@echo "make test-one K='mask and GRU'  run the tests whose names match"
+	@echo "make test-gpu-compile  compile for a GPU without one, and count what is launched"
 	@echo "make bench     measure the library beside its peers; results in runs/benchmarks"
 	@echo "make bench-quick  the same at one shape, in two minutes"
 	@echo "make lint      ruff (lint and format) and mypy"
@@ -36,6 +41,12 @@ test-all: $(READY)
 
 test-one: $(READY)
 	$(BIN)/python -m pytest -k "$(K)"
+
+# the tests on a CPU choose flags that a GPU's programs must not have
+test-gpu-compile: $(addsuffix /ready,$(GPU_ENVS))
+	@set -e; for env in $(GPU_ENVS); do \
+	  XLA_FLAGS= $$env/bin/python -m pytest -n 2 --dist worksteal tests/gpu_compile; \
+	done
 
 bench: $(BENCH)/ready
 	$(BENCH)/bin/python -m experiments.benchmarks
@@ -57,6 +68,15 @@ equations: $(READY)
 
 clean:
 	rm -rf .venv .venv-* runs
+
+# JAX's newest versions need a newer Python than the library does
+$(addsuffix /ready,$(GPU_ENVS)): .venv-gpu-compile-%/ready: pyproject.toml
+	@python=$$(.ci/python 3.12) && \
+	  "$$python" -m venv --clear $(@D) && \
+	  $(@D)/bin/python -m pip install --quiet --editable '.[gpu-compile]' \
+	    $(if $(filter-out newest,$*),jax==$* jax-cuda13-plugin==$*) || \
+	  { echo "make test-gpu-compile needs Python 3.12 and the packages of the extra gpu-compile, jax $*"; exit 1; }
+	@touch $@
 
 $(READY): EXTRAS := test
 $(BENCH)/ready: EXTRAS := bench,experiments
