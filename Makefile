@@ -15,7 +15,7 @@ GPU_ENVS := $(addprefix .venv-gpu-compile-,$(GPU_VERSIONS))
 # K=expression picks tests by name: make test-one K="shard_map and GRU"
 K ?=
 
-.PHONY: help demo test test-all test-one test-gpu-compile bench bench-quick lint format equations clean
+.PHONY: help demo test test-all test-one test-gpu-compile bench bench-quick gpu-check lint format equations clean
 
 help:
 	@echo "make demo      train the spoken-vowel network; results in runs/spoken_vowels"
@@ -25,6 +25,7 @@ help:
 	@echo "make test-gpu-compile  compile for a GPU without one, and count what is launched"
 	@echo "make bench     measure the library beside its peers; results in runs/benchmarks"
 	@echo "make bench-quick  the same at one shape, in two minutes"
+	@echo "make gpu-check  right values and times on a GPU, in seven minutes; results in runs/gpu_check"
 	@echo "make lint      ruff (lint and format) and mypy"
 	@echo "make format    let ruff rewrite the files"
 	@echo "make equations  rewrite the textbook's page of equations"
@@ -53,6 +54,10 @@ bench: $(BENCH)/ready
 
 bench-quick: $(BENCH)/ready
 	$(BENCH)/bin/python -m experiments.benchmarks --quick
+
+# with the JAX that is installed for the GPU, not with an environment of ours
+gpu-check:
+	$(PYTHON) -m experiments.gpu_check
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -46,7 +46,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 import optax
-import tyro
 
 import jaxrnn
 from experiments import (
@@ -450,6 +449,9 @@ def run(config: Config) -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> None:
     """Run with options from the command line."""
+    # imported by the command line alone, because a machine with a GPU may lack it
+    import tyro
+
     config = tyro.cli(
         Config,
         prog="python -m experiments gradient_flow",

@@ -50,7 +50,6 @@ import jax
 import numpy as np
 import optax
 import sklearn.metrics
-import tyro
 from jax.sharding import Mesh
 
 import jaxrnn
@@ -384,6 +383,9 @@ def comparison(name: str, accuracy: float, others: Mapping[str, float], count: i
 
 def main(arguments: Sequence[str]) -> None:
     """Run with options from the command line."""
+    # imported by the command line alone, because a machine with a GPU may lack it
+    import tyro
+
     config = tyro.cli(
         Config,
         prog="python -m experiments spoken_vowels",

@@ -7,6 +7,7 @@ counts, and writes each array that it stacks. So an iteration is of `UNROLL` ste
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,15 +18,30 @@ from jaxrnn.cells.cell import Forms, State
 from jaxrnn.loops import Advanced, Ahead, Loops, Pulled, adjoint_recursion, recursion, static
 from jaxrnn.pieces import Bound
 
-__all__ = ["GPU_LOOPS", "UNROLL"]
+__all__ = ["GPU_LOOPS", "UNROLL", "unrolled"]
 
 UNROLL = 8
 """Steps in an iteration. With 16, a step has 0.3 kernels less, and compiling takes half as long
 again."""
 
 
+def unrolled(steps: int) -> Loops:
+    """The pair with so many steps in an iteration."""
+    scan = functools.partial(lax.scan, unroll=steps)
+    return Loops(
+        f"unrolled by {steps}", functools.partial(_advance, scan), functools.partial(_pull, scan)
+    )
+
+
 def _advance(
-    bound: Bound, entering: State, reset_state: State | None, ahead: Ahead, K: Any, *, reverse: bool
+    scan: Callable[..., Any],
+    bound: Bound,
+    entering: State,
+    reset_state: State | None,
+    ahead: Ahead,
+    K: Any,
+    *,
+    reverse: bool,
 ) -> Advanced:
     one_step = recursion(bound, reset_state)
 
@@ -35,22 +51,18 @@ def _advance(
         after = lax.optimization_barrier(after)
         return after, (_joined(after), gates)
 
-    leaving, (after, gates) = lax.scan(
-        step, entering, ahead, reverse=reverse, length=static(K), unroll=UNROLL
-    )
+    leaving, (after, gates) = scan(step, entering, ahead, reverse=reverse, length=static(K))
     return Advanced(leaving, _parted(after, entering), gates)
 
 
-def _pull(bound: Bound, *arguments: Any, **options: Any) -> Pulled:
+def _pull(scan: Callable[..., Any], bound: Bound, *arguments: Any, **options: Any) -> Pulled:
     cell = bound.cell
     if isinstance(cell.pull, Forms):
         bound = bound._replace(cell=cell._replace(pull=cell.pull.gpu))
-    return adjoint_recursion(
-        functools.partial(lax.scan, unroll=UNROLL), bound, *arguments, **options
-    )
+    return adjoint_recursion(scan, bound, *arguments, **options)
 
 
-GPU_LOOPS = Loops("gpu", _advance, _pull)
+GPU_LOOPS = unrolled(UNROLL)
 """Two `jax.lax.scan` of a few steps at a time."""
 
 

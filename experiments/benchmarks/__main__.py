@@ -145,7 +145,7 @@ def run(config: Config, modules: Mapping[str, str] = MODULES) -> dict[str, Any]:
             "tolerance": gate.TOLERANCE,
             "machine": machine.describe(chosen["platform"], chosen["device"]),
             "versions": machine.versions(),
-            "source": machine.source(),
+            "source": machine.source("experiments.benchmarks"),
             "contenders": {
                 name: {key: entrant.description[key] for key in ("how", "not_compared")}
                 for name, entrant in entrants.items()

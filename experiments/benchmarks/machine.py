@@ -56,7 +56,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def source() -> dict[str, Any]:
+def source(module: str) -> dict[str, Any]:
     """When and by what command, and the commit; whether the files differ from it."""
 
     def git(*arguments: str) -> str | None:
@@ -74,7 +74,7 @@ def source() -> dict[str, Any]:
 
     changes = git("status", "--porcelain")
     return {
-        "command": " ".join(["python -m experiments.benchmarks", *sys.argv[1:]]),
+        "command": " ".join([f"python -m {module}", *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": git("rev-parse", "HEAD"),
         "changed_files": None if changes is None else bool(changes),
