@@ -166,6 +166,7 @@ def test_public_names_are_these():
         "affine",
         "cell_from_step",
         "cells",
+        "compiler_options",
         "convert",
         "diagnostics",
         "init_affine",

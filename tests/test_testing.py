@@ -20,7 +20,7 @@ from test_mutants import CELL_MUTANTS, ENGINE_MUTANTS, fresh, with_factors, with
 
 import jaxrnn
 from jaxrnn import ELMAN, GRU, LSTM, ElmanState
-from jaxrnn.cells.cell import Drawn, Expects
+from jaxrnn.cells.cell import Drawn, Expects, Forms
 from jaxrnn.plan import chunk_length
 from jaxrnn.products import bias_gradient, input_gradient, weight_gradient
 from jaxrnn.testing import cells, check_cell, check_sequence_gradients, relative_differences
@@ -348,6 +348,11 @@ def stopped(tree):
     return jax.tree.map(jax.lax.stop_gradient, tree)
 
 
+def without_the_carry(params, dstate, factors, consts):
+    dbefore, da = LSTM.pull.gpu(params, dstate, factors, consts)
+    return dbefore._replace(c=0 * dbefore.c), da
+
+
 def with_cotangent_one(params, dstate, slope, consts):
     return ELMAN.pull(params, dstate._replace(h=jnp.ones_like(dstate.h)), slope, consts)
 
@@ -429,6 +434,11 @@ OTHER_FAULTS = {
     "arranged_otherwise": (
         LSTM._replace(arrange=lambda f: LSTM.arrange(f)._replace(c_c=f.c_h)),
         ["LSTM: wrong value of arrange[0].c", "from `linearize` and from `arrange`"],
+    ),
+    # no program on a CPU holds it: only the piece can tell
+    "form_for_gpus_otherwise": (
+        LSTM._replace(pull=Forms(LSTM.pull, gpu=without_the_carry)),
+        ["LSTM: wrong value of pull.gpu[0].c", "the form for GPUs must give"],
     ),
     "right_for_a_cotangent_of_one": (
         ELMAN._replace(pull=with_cotangent_one),

@@ -1,13 +1,23 @@
 """The cells, one file each: equations, parameters, state, step, and the adjoint of the step.
 
 A user-defined cell is a `Cell` with pieces of its own, or `cell_from_step`. `Expects`, `Drawn`,
-`drawn_of` and `Same` are what its pieces return and take beside arrays; `sizes_of`, `vector`,
-`step_arguments`, `zero_state` and `documentation` write the pieces that all cells have in common.
+`drawn_of` and `Same` are what its pieces return and take beside arrays; `Forms` is a piece with a
+second form for GPUs; `sizes_of`, `vector`, `step_arguments`, `zero_state` and `documentation` write
+the pieces that all cells have in common.
 """
 
 from jax.export import register_namedtuple_serialization
 
-from jaxrnn.cells.cell import Cell, Drawn, Expects, Same, documentation, drawn_of, zero_state
+from jaxrnn.cells.cell import (
+    Cell,
+    Drawn,
+    Expects,
+    Forms,
+    Same,
+    documentation,
+    drawn_of,
+    zero_state,
+)
 from jaxrnn.cells.elman import ELMAN, ElmanParams, ElmanState
 from jaxrnn.cells.from_step import cell_from_step
 from jaxrnn.cells.gru import GRU, GRUParams, GRUState
@@ -23,6 +33,7 @@ __all__ = [
     "ElmanParams",
     "ElmanState",
     "Expects",
+    "Forms",
     "GRUParams",
     "GRUState",
     "LSTMParams",
