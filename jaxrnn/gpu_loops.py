@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrnn.cells.cell import Forms, State
-from jaxrnn.loops import Advanced, Ahead, Loops, Pulled, adjoint_recursion, recursion, static
+from jaxrnn.loops import Advanced, Ahead, Back, Loops, Pulled, adjoint_recursion, recursion, static
 from jaxrnn.pieces import Bound
 
 __all__ = ["GPU_LOOPS", "UNROLL", "unrolled"]
@@ -27,14 +27,13 @@ again."""
 
 def unrolled(steps: int) -> Loops:
     """The pair with so many steps in an iteration."""
-    scan = functools.partial(lax.scan, unroll=steps)
     return Loops(
-        f"unrolled by {steps}", functools.partial(_advance, scan), functools.partial(_pull, scan)
+        f"unrolled by {steps}", functools.partial(_advance, steps), functools.partial(_pull, steps)
     )
 
 
 def _advance(
-    scan: Callable[..., Any],
+    steps: int,
     bound: Bound,
     entering: State,
     reset_state: State | None,
@@ -51,19 +50,37 @@ def _advance(
         after = lax.optimization_barrier(after)
         return after, (_joined(after), gates)
 
+    scan = _scan(steps, K)
     leaving, (after, gates) = scan(step, entering, ahead, reverse=reverse, length=static(K))
     return Advanced(leaving, _parted(after, entering), gates)
 
 
-def _pull(scan: Callable[..., Any], bound: Bound, *arguments: Any, **options: Any) -> Pulled:
+def _pull(
+    steps: int,
+    bound: Bound,
+    dleaving: State,
+    dreset: State | None,
+    back: Back,
+    K: Any,
+    *,
+    reverse: bool,
+    record: bool,
+) -> Pulled:
     cell = bound.cell
     if isinstance(cell.pull, Forms):
         bound = bound._replace(cell=cell._replace(pull=cell.pull.gpu))
-    return adjoint_recursion(scan, bound, *arguments, **options)
+    return adjoint_recursion(
+        _scan(steps, K), bound, dleaving, dreset, back, K, reverse=reverse, record=record
+    )
 
 
 GPU_LOOPS = unrolled(UNROLL)
 """Two `jax.lax.scan` of a few steps at a time."""
+
+
+def _scan(steps: int, K: Any) -> Callable[..., Any]:
+    # a number of steps that is known by name alone cannot be divided into iterations
+    return functools.partial(lax.scan, unroll=steps if isinstance(K, int) else 1)
 
 
 def _joined(state: State) -> Any:

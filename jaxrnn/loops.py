@@ -95,36 +95,34 @@ class Loops(NamedTuple):
     pull: Callable[..., Pulled]
 
 
-def by_platform(default: Loops, **loops: Loops) -> Loops:
+def by_platform(*, default: Loops, **others: Loops) -> Loops:
     """The loops named by a platform, such as ``cuda=``, where a program runs on it.
 
     The choice is made when the program is compiled, for the platform that it is compiled for: of
     all pairs that are traced, the program holds one.
     """
+    pairs = {"default": default, **others}
+    return Loops(
+        " or ".join(pair.name for pair in pairs.values()),
+        functools.partial(_on_its_platform, pairs, "advance"),
+        functools.partial(_on_its_platform, pairs, "pull"),
+    )
 
-    def choosing(of: Callable[[Loops], Callable[..., Any]]) -> Callable[..., Any]:
-        def run(bound: Bound, *arguments: Any, **options: Any) -> Any:
-            *arrays, K = arguments
 
-            def branch(pair: Loops) -> Callable[..., Any]:
-                def of_platform(params: Any, consts: Any, *arrays: Any) -> Any:
-                    here = bound._replace(params=params, consts=consts)
-                    return of(pair)(here, *arrays, K, **options)
+def _on_its_platform(
+    pairs: dict[str, Loops], loop: str, bound: Bound, *arguments: Any, **options: Any
+) -> Any:
+    *arrays, K = arguments
 
-                return of_platform
-
-            return lax.platform_dependent(
-                bound.params,
-                bound.consts,
-                *arrays,
-                default=branch(default),
-                **{platform: branch(pair) for platform, pair in loops.items()},
-            )
+    def branch(pair: Loops) -> Callable[..., Any]:
+        def run(params: Params, consts: Any, *arrays: Any) -> Any:
+            here = bound._replace(params=params, consts=consts)
+            return getattr(pair, loop)(here, *arrays, K, **options)
 
         return run
 
-    names = " or ".join([default.name, *(pair.name for pair in loops.values())])
-    return Loops(names, choosing(lambda pair: pair.advance), choosing(lambda pair: pair.pull))
+    branches = {platform: branch(pair) for platform, pair in pairs.items()}
+    return lax.platform_dependent(bound.params, bound.consts, *arrays, **branches)
 
 
 def recursion(

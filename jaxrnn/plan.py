@@ -37,7 +37,7 @@ class Plan(NamedTuple):
     forward_chunk: int | None
     residuals: str | None
     return_states: bool
-    loops: Loops = by_platform(XLA_LOOPS, cuda=GPU_LOOPS)
+    loops: Loops = by_platform(default=XLA_LOOPS, cuda=GPU_LOOPS)
 
 
 class Tuning(NamedTuple):

@@ -1,4 +1,4 @@
-"""`jax.export` with sizes known by name alone: one artifact for every batch and every length."""
+"""`jax.export` with sizes known by name alone: one artifact for all batches, lengths, platforms."""
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ def test_one_export_serves_every_size_with_values_and_gradients(cell, policy, sy
         jax.ShapeDtypeStruct(shape, jnp.bool_),
     )
     for f, count in ((plain, 1), (masked, 4)):
-        exported = jax.export.export(jax.jit(f))(*like[:count])
+        exported = jax.export.export(jax.jit(f), platforms=("cpu", "cuda"))(*like[:count])
         restored = jax.export.deserialize(exported.serialize(vjp_order=1))
         for steps in (1, T) if time else (T,):
             xs, *masks = arguments(steps)[:count]
