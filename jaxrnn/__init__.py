@@ -2,7 +2,8 @@
 
 A *cell* (`ELMAN`, `LSTM`, `GRU`, or any step by `cell_from_step`) is a record of pure functions:
 ``init``, ``initial_state``, ``step``. `unroll` scans a cell over time and carries the handwritten
-gradient; `unroll_reference` gives the same values with JAX's own. `affine`, `softmax_cross_entropy`
+gradient; `unroll_reference` gives the same values with JAX's own. `layer` and `stack` make networks
+of cells, in one direction or both. `affine`, `softmax_cross_entropy`
 and `squared_error` make a loss of hidden states; `make_train_step` trains on it with any optax
 optimizer, and
 `jaxrnn.parallel` does so on several devices; `jaxrnn.diagnostics` shows the gradient at every time
@@ -27,6 +28,16 @@ from jaxrnn.cells import (
     LSTMParams,
     LSTMState,
     cell_from_step,
+)
+from jaxrnn.network import (
+    LayerParams,
+    LayerState,
+    Network,
+    StackParams,
+    StackState,
+    layer,
+    reference,
+    stack,
 )
 from jaxrnn.platforms import compiler_options
 from jaxrnn.readout import (
@@ -57,6 +68,11 @@ __all__ = [
     "GRUState",
     "LSTMParams",
     "LSTMState",
+    "LayerParams",
+    "LayerState",
+    "Network",
+    "StackParams",
+    "StackState",
     "TrainState",
     "affine",
     "cell_from_step",
@@ -68,11 +84,14 @@ __all__ = [
     "init_train_state",
     "initializers",
     "last_valid",
+    "layer",
     "make_train_step",
     "parallel",
     "products",
+    "reference",
     "softmax_cross_entropy",
     "squared_error",
+    "stack",
     "testing",
     "textbook",
     "unroll",

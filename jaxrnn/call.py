@@ -24,13 +24,14 @@ from jaxrnn.checks import (
 )
 from jaxrnn.dtypes import sum_bytes
 from jaxrnn.masks import select
-from jaxrnn.memory import StepBytes, step_bytes
+from jaxrnn.memory import StepBytes, footprint, step_bytes
 from jaxrnn.plan import RESIDUALS, Plan, Sizes, choose
 
 __all__ = [
     "Call",
     "Options",
     "arrays_of",
+    "bytes_of_call",
     "check_policy",
     "plan_of",
     "sizes_of_call",
@@ -224,6 +225,14 @@ def sizes_of_call(call: Call) -> tuple[StepBytes, Sizes]:
         masked=call.valid is not None,
         derived=call.cell.output is not None,
     )
+
+
+def bytes_of_call(call: Call) -> int:
+    """The bytes that the fastest plan of a call holds for its gradient, outputs included."""
+    step, sizes = sizes_of_call(call)
+    plan = choose(step, sizes, residuals=None, memory_budget=None)
+    hs_in_states = sizes.hs_in_states
+    return footprint(step, sizes.weights, sizes.T, *plan, hs_in_states=hs_in_states).total
 
 
 def arrays_of(call: Call) -> bptt.Arrays:

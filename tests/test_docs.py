@@ -17,6 +17,7 @@ MODULES = [
     "initializers",
     "cells.from_step",
     "sequence",
+    "network",
     "readout",
     "training",
     "parallel",

@@ -1,0 +1,394 @@
+"""Networks of layers: pure functions of one record, made of `jaxrnn.unroll`.
+
+    network = stack(layer(LSTM, 64, bidirectional=True), layer(LSTM, 64), dropout=0.2)
+    params = network.init(key, input_size)
+    final_state, hs = network.apply(params, xs, lengths=lengths, key=dropout_key)
+
+A layer is a stack of one, and a stack of stacks is the stack of all their layers. Every layer runs
+through `jaxrnn.unroll`, so that the gradient is the handwritten one; `reference(network)` takes the
+same params through `jaxrnn.unroll_reference`.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.export import register_namedtuple_serialization
+
+from jaxrnn.call import bytes_of_call, check_policy, steps_before, validate
+from jaxrnn.cells.cell import Cell
+from jaxrnn.checks import (
+    batch_shape_of,
+    describe,
+    floating_dtype,
+    require_hashable,
+    size,
+    static_bool,
+)
+from jaxrnn.layers import (
+    MERGES,
+    Dropout,
+    Layer,
+    LayerParams,
+    LayerState,
+    each_start,
+    learnable,
+    noted,
+    output_size,
+    run,
+)
+from jaxrnn.sequence import unroll, unroll_reference
+
+__all__ = [
+    "LayerParams",
+    "LayerState",
+    "Network",
+    "StackParams",
+    "StackState",
+    "layer",
+    "reference",
+    "stack",
+]
+
+
+class StackParams(NamedTuple):
+    """The params of a network."""
+
+    layers: tuple[LayerParams, ...]
+
+
+class StackState(NamedTuple):
+    """The state of a network, as `Network.apply` takes and returns it."""
+
+    layers: tuple[LayerState, ...]
+
+
+for _record in (StackParams, StackState):
+    register_namedtuple_serialization(_record, serialized_name=f"jaxrnn.{_record.__name__}")
+
+
+class Network(NamedTuple):
+    """A stack of layers as a hashable record; its methods are pure functions.
+
+    Made by `layer` and `stack`. Like a cell, it is static: close over it. ``unroll`` is
+    `jaxrnn.unroll`, or `jaxrnn.unroll_reference` in what `reference` returns.
+    """
+
+    layers: tuple[Layer, ...]
+    unroll: Callable[..., tuple[Any, ...]] = unroll
+
+    def __repr__(self) -> str:
+        described = ", ".join(
+            f"{each.cell.name} {each.hidden_size}" + " in both directions" * each.bidirectional
+            for each in self.layers
+        )
+        return f"<jaxrnn.Network {described}>"
+
+    def init(self, key: jax.Array, input_size: int, *, dtype: Any = jnp.float32) -> StackParams:
+        """Draw the params; one key for each layer, of which each direction has its own.
+
+        Raises:
+            TypeError: a size that is no int, another dtype, a cell without ``init``.
+            ValueError: a residual layer whose output is not as wide as its input.
+        """
+        width, dtype = size("input_size", input_size), floating_dtype("dtype", dtype)
+        made = []
+        for n, (each, layer_key) in enumerate(
+            zip(self.layers, jax.random.split(key, len(self.layers)), strict=True)
+        ):
+            if each.cell.init is None:
+                raise TypeError(
+                    f"layer {n} must have a cell with `init`; {each.cell.name} has none: make "
+                    "StackParams of your own params"
+                )
+            forward, backward = (
+                each.cell.init(direction_key, width, each.hidden_size, dtype=dtype)
+                for direction_key in jax.random.split(layer_key)
+            )
+            if not each.bidirectional:
+                backward = None
+            start = None
+            if each.learned_initial_state:
+                start = learnable(each.cell, LayerState(forward, backward))
+            made.append(LayerParams(forward, backward, start))
+            width = output_size(each, forward, jax.ShapeDtypeStruct((width,), dtype))
+        return StackParams(tuple(made))
+
+    def initial_state(self, params: StackParams, batch_shape: tuple[int, ...] = ()) -> StackState:
+        """The state before the first step: the learned one, or else what each cell starts from."""
+        batch_shape = batch_shape_of(batch_shape)
+        return StackState(
+            tuple(
+                each_start(each, of_layer, batch_shape)
+                for each, of_layer in zip(self.layers, self._checked(params), strict=True)
+            )
+        )
+
+    def apply(
+        self,
+        params: StackParams,
+        xs: Any,
+        initial_state: StackState | None = None,
+        *,
+        lengths: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        resets: jax.Array | None = None,
+        detach: jax.Array | None = None,
+        key: jax.Array | None = None,
+        residuals: str | None = None,
+        memory_budget: int | None = None,
+        return_states: bool = False,
+    ) -> tuple[Any, ...]:
+        """Run the layers over time, one after the other.
+
+        Args:
+            params: from `init`.
+            xs: inputs ``[T, ..., I]``, time first; a pytree if the first layer's cell takes one.
+            initial_state: the state before the first step, of a backward direction before the last
+                one; None for `initial_state`.
+            lengths, mask, resets, detach: as in `jaxrnn.unroll`, for every layer and direction.
+                Resets return to the learned initial state, if there is one, whatever
+                ``initial_state`` is.
+            key: a `jax.random.key` for dropout and for cells that draw; None: nothing is drawn, and
+                dropout is the identity. Layer n draws from ``jax.random.fold_in(key, n)``, split in
+                three: dropout, forward, backward.
+            residuals: as in `jaxrnn.unroll`.
+            memory_budget: the bytes that the whole network may hold for its gradient.
+            return_states: also return the state after every step.
+
+        Returns:
+            ``(final_state, hs)``: the state after the last step of each layer and direction, and
+            the last layer's outputs ``[T, ..., O]``, zero where not valid; with ``return_states``
+            also the states, a `StackState` of leaves ``[T, ..., H]``.
+
+        Raises:
+            TypeError: an argument of another type, container or dtype.
+            ValueError: an argument of another shape or range. A note says in which layer.
+        """
+        layers = self._checked(params)
+        return_states = static_bool("return_states", return_states)
+        check_policy(residuals, memory_budget)
+        starts = _layers_of("initial_state", initial_state, StackState, len(layers))
+        shape = jnp.shape(jax.tree.leaves(xs)[0])[:-1] if jax.tree.leaves(xs) else ()
+        masks = {"lengths": lengths, "mask": mask, "resets": resets, "detach": detach}
+        budgets = _shares(self, layers, xs, masks, memory_budget)
+        valid = mask
+        if lengths is not None and mask is None and shape:
+            valid = steps_before(lengths, shape[0], shape[1:])
+        finals: list[Any] = []
+        states: list[Any] = []
+        for n, (each, of_layer, start) in enumerate(zip(self.layers, layers, starts, strict=True)):
+            with noted(f"in layer {n}, of {each.cell.name}"):
+                final, xs, of_steps = run(
+                    each,
+                    of_layer,
+                    xs,
+                    each_start(each, of_layer, shape[1:]) if start is None else start,
+                    masks,
+                    valid,
+                    key=None if key is None else jax.random.fold_in(key, n),
+                    unroll=functools.partial(
+                        self.unroll,
+                        residuals=residuals,
+                        memory_budget=budgets[n],
+                        return_states=return_states,
+                    ),
+                )
+            finals.append(final)
+            states.append(of_steps)
+        outputs = StackState(tuple(finals)), xs
+        return (*outputs, StackState(tuple(states))) if return_states else outputs
+
+    def step(self, params: StackParams, state: StackState, x: Any) -> tuple[StackState, jax.Array]:
+        """One step of all layers, without dropout: ``x [..., I]`` -> (state, h [..., O]).
+
+        Raises:
+            ValueError: a layer in both directions, whose backward one begins at the end.
+        """
+        layers = self._checked(params)
+        states = _layers_of("state", state, StackState, len(layers))
+        if state is None:
+            raise TypeError("`state` must be a jaxrnn.StackState, from initial_state; got None")
+        after = []
+        for n, (each, of_layer, before) in enumerate(zip(self.layers, layers, states, strict=True)):
+            if each.bidirectional:
+                raise ValueError(
+                    f"layer {n} reads its sequence in both directions, and a stream has no end to "
+                    "begin from: `step` needs layers that run forwards"
+                )
+            with noted(f"in layer {n}, of {each.cell.name}"):
+                forward, h = each.cell.step(of_layer.forward, before.forward, x)
+            after.append(LayerState(forward, None))
+            x = x + h if each.residual else h
+        return StackState(tuple(after)), x
+
+    def _checked(self, params: Any) -> tuple[LayerParams, ...]:
+        layers = _layers_of("params", params, StackParams, len(self.layers))
+        for n, (each, of_layer) in enumerate(zip(self.layers, layers, strict=True)):
+            if not isinstance(of_layer, LayerParams):
+                raise TypeError(
+                    f"`params.layers[{n}]` must be jaxrnn.LayerParams; got {describe(of_layer)}"
+                )
+            for field, wanted in (
+                ("backward", each.bidirectional),
+                ("initial_state", each.learned_initial_state),
+            ):
+                if (getattr(of_layer, field) is not None) != wanted:
+                    raise ValueError(
+                        f"`params.layers[{n}].{field}` must {'not ' * wanted}be None, as the layer "
+                        f"was made; got {describe(getattr(of_layer, field))}"
+                    )
+        return layers
+
+
+def layer(
+    cell: Cell,
+    hidden_size: int,
+    *,
+    bidirectional: bool = False,
+    merge: Literal["concat", "sum", "mean", "multiply"] = "concat",
+    residual: bool = False,
+    learned_initial_state: bool = False,
+) -> Network:
+    """A network of one layer.
+
+    Args:
+        cell: a `jaxrnn.Cell`.
+        hidden_size: units of each direction.
+        bidirectional: also read every sequence from its last valid step to its first.
+        merge: what is made of the outputs of both directions: ``[..., 2 H]`` by ``"concat"``, else
+            ``[..., H]``.
+        residual: add the layer's input to its output; they must be as wide as each other.
+        learned_initial_state: the state before the first step, to which resets return, is a
+            parameter, zeros at first.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: a size below 1, another merge.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> network = jaxrnn.layer(jaxrnn.GRU, 5, bidirectional=True)
+        >>> params = network.init(jax.random.key(0), 3)
+        >>> final_state, hs = network.apply(params, jnp.ones((7, 2, 3)))
+        >>> hs.shape, final_state.layers[0].backward.h.shape
+        ((7, 2, 10), (2, 5))
+    """
+    if not isinstance(cell, Cell):
+        raise TypeError(f"`cell` must be a jaxrnn.Cell such as jaxrnn.LSTM; got {describe(cell)}")
+    require_hashable(cell)
+    if merge not in MERGES:
+        raise ValueError(f"`merge` must be one of {', '.join(MERGES)}; got {merge!r}")
+    made = Layer(
+        cell=cell,
+        hidden_size=size("hidden_size", hidden_size),
+        bidirectional=static_bool("bidirectional", bidirectional),
+        merge=merge,
+        residual=static_bool("residual", residual),
+        learned_initial_state=static_bool("learned_initial_state", learned_initial_state),
+    )
+    return Network((made,))
+
+
+def stack(
+    *networks: Network,
+    dropout: float = 0.0,
+    input_dropout: float = 0.0,
+    dropout_mask: Literal["step", "sequence"] = "step",
+) -> Network:
+    """The layers of all these networks, one after the other.
+
+    Args:
+        networks: from `layer` or `stack`, whose own dropout stays where it is.
+        dropout: the share of the features that is set to zero between two of ``networks``, while
+            the others grow by ``1 / (1 - dropout)``; only with a ``key``.
+        input_dropout: the same for the inputs of the first one.
+        dropout_mask: drawn anew for every ``"step"``, or once for the ``"sequence"`` of each row
+            (Y. Gal and Z. Ghahramani, "A theoretically grounded application of dropout in recurrent
+            neural networks", 2016): then the same for all segments that are given the same key.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: no networks, a rate out of 0..1 (1 excluded), another mask.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> network = jaxrnn.stack(jaxrnn.layer(jaxrnn.LSTM, 8), jaxrnn.layer(jaxrnn.LSTM, 5))
+        >>> params = network.init(jax.random.key(0), 3)
+        >>> state = network.initial_state(params, (2,))
+        >>> state, h = network.step(params, state, jnp.ones((2, 3)))
+        >>> h.shape
+        (2, 5)
+    """
+    if not networks:
+        raise ValueError("`networks` must be at least one jaxrnn.Network; got none")
+    for network in networks:
+        if not isinstance(network, Network):
+            raise TypeError(
+                "`networks` must be jaxrnn.Network, such as layer(cell, hidden_size); got "
+                f"{describe(network)}"
+            )
+    if dropout_mask not in ("step", "sequence"):
+        raise ValueError(f"`dropout_mask` must be 'step' or 'sequence'; got {dropout_mask!r}")
+    layers: list[Layer] = []
+    for n, network in enumerate(networks):
+        name, rate = ("dropout", dropout) if n else ("input_dropout", input_dropout)
+        outer = Dropout(_rate(name, rate), dropout_mask)
+        first, *others = network.layers
+        if outer.rate:
+            first = first._replace(dropouts=(outer, *first.dropouts))
+        layers += [first, *others]
+    _rate("dropout", dropout)
+    return Network(tuple(layers), networks[0].unroll)
+
+
+def reference(network: Network) -> Network:
+    """The same network of the same params through `jaxrnn.unroll_reference`.
+
+    For the cross-check of gradients, and for forward mode.
+    """
+    if not isinstance(network, Network):
+        raise TypeError(f"`network` must be a jaxrnn.Network; got {describe(network)}")
+    return network._replace(unroll=unroll_reference)
+
+
+def _rate(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"`{name}` must be a number, known before tracing; got {value!r}")
+    if not 0 <= value < 1:
+        raise ValueError(f"`{name}` must be in 0..1, 1 excluded; got {value}")
+    return float(value)
+
+
+def _layers_of(name: str, given: Any, record: Any, count: int) -> tuple[Any, ...]:
+    """The layers of params or of a state; Nones for None."""
+    if given is None and record is StackState:
+        return (None,) * count
+    if not isinstance(given, record):
+        raise TypeError(f"`{name}` must be a jaxrnn.{record.__name__}; got {describe(given)}")
+    if len(given.layers) != count:
+        raise ValueError(f"`{name}` must have {count} layers; got {len(given.layers)}")
+    return tuple(given.layers)
+
+
+def _shares(
+    network: Network, layers: tuple[LayerParams, ...], xs: Any, masks: Any, budget: int | None
+) -> list[int | None]:
+    """The budget of each direction, by layer, in proportion to what it takes if none is set."""
+    if budget is None:
+        return [None] * len(layers)
+    fastest: list[int] = []
+
+    def sizes(layers: Any, xs: Any, masks: Any) -> Any:
+        for each, of_layer in zip(network.layers, layers, strict=True):
+            fastest.append(bytes_of_call(validate(each.cell, of_layer.forward, xs, None, masks)))
+            h = unroll_reference(each.cell, of_layer.forward, xs, **masks)[1]
+            xs = MERGES[each.merge](h, h) if each.bidirectional else h
+        return xs
+
+    jax.eval_shape(sizes, layers, xs, {name: m for name, m in masks.items() if m is not None})
+    directions = [2 if each.bidirectional else 1 for each in network.layers]
+    total = sum(count * each for count, each in zip(directions, fastest, strict=True))
+    return [budget * each // total if total > budget else None for each in fastest]
