@@ -15,7 +15,7 @@ GPU_ENVS := $(addprefix .venv-gpu-compile-,$(GPU_VERSIONS))
 # K=expression picks tests by name: make test-one K="shard_map and GRU"
 K ?=
 
-.PHONY: help demo test test-all test-one test-gpu-compile bench bench-quick gpu-check lint format equations clean
+.PHONY: help demo test test-all test-one test-gpu-compile test-peers bench bench-quick gpu-check lint format equations clean
 
 help:
 	@echo "make demo      train the spoken-vowel network; results in runs/spoken_vowels"
@@ -23,6 +23,7 @@ help:
 	@echo "make test-all  run the tests that are marked slow too"
 	@echo "make test-one K='mask and GRU'  run the tests whose names match"
 	@echo "make test-gpu-compile  compile for a GPU without one, and count what is launched"
+	@echo "make test-peers  hold networks against torch itself"
 	@echo "make bench     measure the library beside its peers; results in runs/benchmarks"
 	@echo "make bench-quick  the same at one shape, in two minutes"
 	@echo "make gpu-check  right values and times on a GPU, in seven minutes; results in runs/gpu_check"
@@ -48,6 +49,9 @@ test-gpu-compile: $(addsuffix /ready,$(GPU_ENVS))
 	@set -e; for env in $(GPU_ENVS); do \
 	  XLA_FLAGS= $$env/bin/python -m pytest -n 2 --dist worksteal tests/gpu_compile; \
 	done
+
+test-peers: $(BENCH)/ready
+	$(BENCH)/bin/python -m pytest tests/peers
 
 bench: $(BENCH)/ready
 	$(BENCH)/bin/python -m experiments.benchmarks

@@ -122,7 +122,7 @@ class Network(NamedTuple):
         return StackState(
             tuple(
                 each_start(each, of_layer, batch_shape)
-                for each, of_layer in zip(self.layers, self._checked(params), strict=True)
+                for each, of_layer in zip(self.layers, self.checked(params), strict=True)
             )
         )
 
@@ -167,7 +167,7 @@ class Network(NamedTuple):
             TypeError: an argument of another type, container or dtype.
             ValueError: an argument of another shape or range. A note says in which layer.
         """
-        layers = self._checked(params)
+        layers = self.checked(params)
         return_states = static_bool("return_states", return_states)
         check_policy(residuals, memory_budget)
         starts = _layers_of("initial_state", initial_state, StackState, len(layers))
@@ -207,7 +207,7 @@ class Network(NamedTuple):
         Raises:
             ValueError: a layer in both directions, whose backward one begins at the end.
         """
-        layers = self._checked(params)
+        layers = self.checked(params)
         states = _layers_of("state", state, StackState, len(layers))
         if state is None:
             raise TypeError("`state` must be a jaxrnn.StackState, from initial_state; got None")
@@ -224,7 +224,8 @@ class Network(NamedTuple):
             x = x + h if each.residual else h
         return StackState(tuple(after)), x
 
-    def _checked(self, params: Any) -> tuple[LayerParams, ...]:
+    def checked(self, params: Any) -> tuple[LayerParams, ...]:
+        """The params of each layer, if they can be this network's."""
         layers = _layers_of("params", params, StackParams, len(self.layers))
         for n, (each, of_layer) in enumerate(zip(self.layers, layers, strict=True)):
             if not isinstance(of_layer, LayerParams):

@@ -30,6 +30,7 @@ MODULES = [
     "testing.cells",
     "textbook",
     "convert.textbook",
+    "convert.torch",
 ]
 
 

@@ -62,6 +62,7 @@ LADDER = [
     "jaxrnn.network",
     "jaxrnn.readout",
     "jaxrnn.convert.textbook",
+    "jaxrnn.convert.torch",
     "jaxrnn.convert",
     "jaxrnn.training",
     "jaxrnn.parallel",

@@ -1,0 +1,59 @@
+"""Networks against PyTorch itself, on the same weights: values, final states and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import jaxrnn
+from jaxrnn.convert import from_torch, to_torch
+
+T, B, I, H = 7, 4, 3, 5
+MODULES = {"RNN": torch.nn.RNN, "LSTM": torch.nn.LSTM, "GRU": torch.nn.GRU}
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["biases", "no biases"])
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
+@pytest.mark.parametrize("kind", MODULES)
+def test_values_and_gradients_are_those_of_the_module(kind, bidirectional, bias):
+    torch.manual_seed(0)
+    module = MODULES[kind](I, H, 2, bidirectional=bidirectional, bias=bias).double()
+    xs = np.random.default_rng(0).normal(size=(T, B, I))
+    theirs = torch.tensor(xs, requires_grad=True)
+    hs, final = module(theirs)
+    (hs**2).sum().backward()
+
+    with jax.enable_x64(True):
+        network, params = from_torch(module.state_dict())
+
+        def loss(params, xs):
+            return jnp.sum(network.apply(params, xs)[1] ** 2)
+
+        dparams, dxs = jax.grad(loss, argnums=(0, 1))(params, jnp.asarray(xs))
+        state, ours = network.apply(params, jnp.asarray(xs))
+        np.testing.assert_allclose(ours, hs.detach(), rtol=0, atol=1e-12)
+        np.testing.assert_allclose(dxs, theirs.grad, rtol=0, atol=1e-11)
+        h = final[0] if kind == "LSTM" else final
+        rows = [leaf.h for each in state.layers for leaf in each if leaf is not None]
+        np.testing.assert_allclose(np.stack(rows), h.detach(), rtol=0, atol=1e-12)
+        # gradients convert as params do, but for the bias that stands twice
+        for key, found in to_torch(network, dparams).items():
+            if bias and ("bias_hh" not in key or kind == "GRU"):
+                wanted = module.get_parameter(key).grad.numpy()
+                part = slice(2 * H, None) if "bias_hh" in key else slice(None)
+                np.testing.assert_allclose(found[part], wanted[part], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_a_module_loads_what_is_written_for_it(kind):
+    cell = {"RNN": jaxrnn.ELMAN, "LSTM": jaxrnn.LSTM, "GRU": jaxrnn.GRU}[kind]
+    network = jaxrnn.stack(*(jaxrnn.layer(cell, H, bidirectional=True) for _ in range(2)))
+    params = network.init(jax.random.key(0), I)
+    module = MODULES[kind](I, H, 2, bidirectional=True)
+    arrays = to_torch(network, params)
+    module.load_state_dict({key: torch.from_numpy(array) for key, array in arrays.items()})
+    xs = np.random.default_rng(0).normal(size=(T, B, I)).astype(np.float32)
+    with torch.no_grad():
+        expected = module(torch.tensor(xs))[0]
+    np.testing.assert_allclose(network.apply(params, xs)[1], expected, rtol=0, atol=1e-6)
