@@ -29,6 +29,8 @@ from jaxrnn.cells import (
     LSTMState,
     cell_from_step,
 )
+from jaxrnn.decoding import generate
+from jaxrnn.embedding import EmbeddingParams, embed, init_embedding, pad_sequences
 from jaxrnn.network import (
     LayerParams,
     LayerState,
@@ -64,6 +66,7 @@ __all__ = [
     "Cell",
     "ElmanParams",
     "ElmanState",
+    "EmbeddingParams",
     "GRUParams",
     "GRUState",
     "LSTMParams",
@@ -80,12 +83,16 @@ __all__ = [
     "compiler_options",
     "convert",
     "diagnostics",
+    "embed",
+    "generate",
     "init_affine",
+    "init_embedding",
     "init_train_state",
     "initializers",
     "last_valid",
     "layer",
     "make_train_step",
+    "pad_sequences",
     "parallel",
     "products",
     "reference",

@@ -18,6 +18,8 @@ MODULES = [
     "cells.from_step",
     "sequence",
     "network",
+    "embedding",
+    "decoding",
     "readout",
     "training",
     "parallel",

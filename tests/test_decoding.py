@@ -1,0 +1,140 @@
+"""Tokens that a network makes: against a Python loop, and by their frequencies."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.problems import assert_same
+
+import jaxrnn
+
+V = 5
+
+
+def language_model():
+    network = jaxrnn.layer(jaxrnn.GRU, 8)
+    keys = jax.random.split(jax.random.key(0), 3)
+    embedding = jaxrnn.init_embedding(keys[0], V, 3, dtype=jnp.float64)
+    params = network.init(keys[1], 3, dtype=jnp.float64)
+    head = jaxrnn.init_affine(keys[2], 8, V, dtype=jnp.float64)
+
+    def step(state, tokens):
+        state, h = network.step(params, state, jaxrnn.embed(embedding, tokens))
+        return state, jaxrnn.affine(head, h)
+
+    return step, network.initial_state(params, (4,))
+
+
+def test_the_most_probable_tokens_are_those_of_a_python_loop():
+    step, state = language_model()
+    first = jnp.array([0, 1, 2, 3])
+    found, lengths = jax.jit(lambda state: jaxrnn.generate(step, state, first, 6, temperature=0))(
+        state
+    )
+    tokens, expected = first, []
+    for _ in range(6):
+        state, logits = step(state, tokens)
+        tokens = jnp.argmax(logits, -1)
+        expected.append(tokens)
+    assert_same(found, jnp.stack(expected), 0)
+    assert lengths.tolist() == [6] * 4
+
+
+def test_a_row_that_has_stopped_stays_stopped_and_its_state_too():
+    def step(state, tokens):
+        return state + 1, jax.nn.one_hot(state, V)
+
+    tokens, lengths = jaxrnn.generate(
+        step, jnp.array([0, 2]), jnp.array([0, 0]), 5, temperature=0, stop=3
+    )
+    assert tokens.T.tolist() == [[0, 1, 2, 3, 3], [2, 3, 3, 3, 3]]
+    assert lengths.tolist() == [4, 2]
+
+
+PROBABILITIES = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
+
+
+def share(**options):
+    """How often each token is drawn where its probability is given."""
+    logits = jnp.log(jnp.asarray(PROBABILITIES))
+
+    def step(state, tokens):
+        return (state, jnp.broadcast_to(logits, (*tokens.shape, V)))
+
+    tokens, _ = jaxrnn.generate(
+        step, (), jnp.zeros(2000, int), 10, key=jax.random.key(0), **options
+    )
+    return np.bincount(np.asarray(tokens).ravel(), minlength=V) / tokens.size
+
+
+@pytest.mark.parametrize(
+    ("options", "weights"),
+    [
+        ({}, PROBABILITIES),
+        (dict(temperature=2.0), PROBABILITIES**0.5),
+        (dict(top_k=2), PROBABILITIES * [1, 1, 0, 0, 0]),
+        (dict(top_k=9), PROBABILITIES),
+        (dict(top_p=0.7), PROBABILITIES * [1, 1, 0, 0, 0]),
+        (dict(top_p=0.71), PROBABILITIES * [1, 1, 1, 0, 0]),
+        (dict(top_p=0.01), PROBABILITIES * [1, 0, 0, 0, 0]),
+        (dict(top_k=3, top_p=0.6), PROBABILITIES * [1, 1, 0, 0, 0]),
+    ],
+    ids=str,
+)
+def test_tokens_are_drawn_with_their_probabilities(options, weights):
+    # of 20,000 draws; five standard deviations
+    np.testing.assert_allclose(
+        share(**options), weights / weights.sum(), atol=5 * 0.5 / 20_000**0.5
+    )
+
+
+def test_the_same_key_draws_the_same():
+    step, state = language_model()
+    runs = [
+        jaxrnn.generate(step, state, jnp.zeros(4, int), 8, key=jax.random.key(k))[0]
+        for k in (1, 1, 2)
+    ]
+    assert jnp.array_equal(runs[0], runs[1])
+    assert not jnp.array_equal(runs[0], runs[2])
+
+
+def uniform(state, tokens):
+    return state, jnp.zeros((*tokens.shape, V))
+
+
+START = jnp.zeros(2, int)
+BAD = {
+    "no key": (lambda: jaxrnn.generate(uniform, (), START, 3), TypeError, "`key` must be"),
+    "floats": (
+        lambda: jaxrnn.generate(uniform, (), jnp.zeros(2), 3, temperature=0),
+        TypeError,
+        "`first` must be integers",
+    ),
+    "cold": (
+        lambda: jaxrnn.generate(uniform, (), START, 3, temperature=-1),
+        ValueError,
+        "`temperature` must be at least 0",
+    ),
+    "top_p": (
+        lambda: jaxrnn.generate(uniform, (), START, 3, top_p=0.0),
+        ValueError,
+        "`top_p` must be above 0",
+    ),
+    "logits alone": (
+        lambda: jaxrnn.generate(lambda s, t: t, (), START, 3, temperature=0),
+        TypeError,
+        r"`step_fn` must return \(state, logits\)",
+    ),
+    "one row of logits": (
+        lambda: jaxrnn.generate(lambda s, t: (s, jnp.zeros(V)), (), START, 3, temperature=0),
+        TypeError,
+        r"`step_fn` must return logits \[..., V\] for tokens \(2,\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_by_name(name):
+    call, kind, message = BAD[name]
+    with pytest.raises(kind, match=message):
+        call()
