@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 
 from jaxrnn.dtypes import accumulation_dtype
+from jaxrnn.platforms import target_platform
 
 __all__ = ["block", "in_one_piece", "sigmoid_and_complement", "sigmoid_or_tanh"]
 
@@ -33,8 +34,8 @@ def in_one_piece(a: jax.Array) -> jax.Array:
 
 
 def _in_one_piece_on_cpu(a: jax.Array) -> jax.Array:
-    """`in_one_piece` on a CPU; elsewhere ``a``, where the barrier would split a kernel in two."""
-    return lax.platform_dependent(a, cpu=in_one_piece, default=lambda a: a)
+    """`in_one_piece` on a CPU; for a GPU ``a``, where the barrier would split a kernel in two."""
+    return a if target_platform() == "gpu" else in_one_piece(a)
 
 
 # jit makes one program of a call outside of another jit; inside, inline leaves no trace of it

@@ -2,8 +2,8 @@
 
 A step of a recurrent network is small, and on a GPU its time is that of starting its kernels. XLA
 makes two of a step in each direction, the product and all that is elementwise, if nothing forces
-an intermediate array into memory twice. What else a loop does, it does once per iteration: it
-counts, and writes each array that it stacks. So an iteration is of `UNROLL` steps.
+an intermediate array into memory twice. Once per iteration, a loop also counts, and writes each
+array that it stacks. So an iteration is of `UNROLL` steps.
 """
 
 import functools

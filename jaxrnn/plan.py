@@ -19,6 +19,7 @@ __all__ = [
     "Tuning",
     "choose",
     "chunk_length",
+    "tuning",
 ]
 
 RESIDUALS = ("gates", "states", "carries")
@@ -37,11 +38,11 @@ class Plan(NamedTuple):
     forward_chunk: int | None
     residuals: str | None
     return_states: bool
-    loops: Loops = by_platform(default=XLA_LOOPS, cuda=GPU_LOOPS)
+    loops: Loops = XLA_LOOPS
 
 
 class Tuning(NamedTuple):
-    """The constants of `choose`, in bytes, steps or entries.
+    """The constants of a plan, in bytes, steps or entries, and the pair of loops.
 
     | constant | effect |
     |---|---|
@@ -55,6 +56,7 @@ class Tuning(NamedTuple):
     | ``whole_limit`` | up to this ``hs``, all steps are one chunk, gates kept |
     | ``whole_entries`` | with fewer entries in ``h``, chunks are kept even so |
     | ``whole_forward_limit`` | up to these inputs, the forward pass is one chunk |
+    | ``loops`` | the loops over single steps |
     """
 
     shortest: int
@@ -67,6 +69,7 @@ class Tuning(NamedTuple):
     whole_limit: int
     whole_entries: int
     whole_forward_limit: int
+    loops: Loops
 
 
 TUNING = {
@@ -89,6 +92,7 @@ TUNING = {
         whole_limit=2**20,
         whole_entries=2**8,
         whole_forward_limit=24 * 2**20,
+        loops=XLA_LOOPS,
     ),
     # counted in programs compiled for an H200, float32, and never timed: a chunk costs about 25
     # kernels beside those of its steps, 0.4 of 5 per step at 64 and 0.1 at 256
@@ -107,8 +111,15 @@ TUNING = {
         whole_limit=0,
         whole_entries=0,
         whole_forward_limit=2**28,
+        # a program that is traced for a GPU may still be compiled for a CPU
+        loops=by_platform(default=XLA_LOOPS, cuda=GPU_LOOPS),
     ),
 }
+
+
+def tuning() -> Tuning:
+    """The column of the platform that a call is traced for."""
+    return TUNING.get(target_platform(), TUNING["cpu"])
 
 
 class Sizes(NamedTuple):
@@ -141,23 +152,23 @@ def choose(
     Raises:
         ValueError: a budget in which nothing fits; the message says the least.
     """
-    tuning = TUNING.get(target_platform(), TUNING["cpu"])
+    column = tuning()
     T, rows, I, H = sizes[:4]
 
     def default_chunk(residuals: str, workspace: int = step.backward) -> int:
         # smaller products take less of the time
-        useful = (I + H) ** 2 * tuning.rows_that_gain // 128**2 // max(rows, 1)
-        return chunk_length(T, residuals, useful=useful, workspace=max(workspace, 1), tuning=tuning)
+        useful = (I + H) ** 2 * column.rows_that_gain // 128**2 // max(rows, 1)
+        return chunk_length(T, residuals, useful=useful, workspace=max(workspace, 1), tuning=column)
 
     if residuals is not None:
         chunk = default_chunk(residuals)
         return residuals, chunk, chunk
     made = step.state + step.gates
-    entries = rows * H >= tuning.whole_entries
+    entries = rows * H >= column.whole_entries
     # a derived linearisation reads no gates, and holds twice as much of a chunk
-    whole = entries and T * step.output <= tuning.whole_limit and not sizes.derived
-    whole_forward = whole or (entries and T * step.inputs <= tuning.whole_forward_limit)
-    keep_gates = (whole or tuning.wide <= I + H) and T * made <= tuning.gates_limit
+    whole = entries and T * step.output <= column.whole_limit and not sizes.derived
+    whole_forward = whole or (entries and T * step.inputs <= column.whole_forward_limit)
+    keep_gates = (whole or column.wide <= I + H) and T * made <= column.gates_limit
     residuals = "gates" if keep_gates else "states"
     chunk = max(T, 1) if whole else default_chunk(residuals)
     forward_chunk = max(T, 1) if whole_forward else default_chunk(residuals, step.inputs + made)
@@ -167,7 +178,7 @@ def choose(
     plans = [fastest] + [
         (leaner, chunk, chunk)
         for leaner in RESIDUALS[RESIDUALS.index(residuals) :]
-        for chunk in _halves(default_chunk(leaner))
+        for chunk in _halves(default_chunk(leaner), column)
     ]
 
     def total(plan: tuple[str, int, int]) -> int:
@@ -212,6 +223,8 @@ def chunk_length(
     return min(fitting, key=lambda k: abs(k - target), default=target)
 
 
-def _halves(chunk: int) -> list[int]:
-    """A chunk length and its halves, in descending order."""
-    return [chunk >> k for k in range(chunk.bit_length()) if chunk >> k] or [chunk]
+def _halves(chunk: int, tuning: Tuning) -> list[int]:
+    """A chunk length and its halves, in descending order, as short as the platform's chunks are."""
+    halves = (chunk >> k for k in range(1, chunk.bit_length()))
+    fitting = [half - half % tuning.multiple for half in halves]
+    return [chunk, *(half for half in fitting if half >= tuning.shortest_by_carries)]

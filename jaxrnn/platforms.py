@@ -39,9 +39,10 @@ def target_platform() -> str:
 def compiler_options(platform: str | None = None) -> dict[str, Any]:
     """Options for ``jax.jit(f, compiler_options=...)`` that are worth setting for a training step.
 
-    Only those that this version of JAX takes, which is tried once. JAX takes them at the outermost
-    `jax.jit` alone, so that `jaxrnn.unroll` cannot set them. They do not change what is computed.
-    On a GPU, all launches of a training step become one; nobody has timed it yet.
+    Options that this version of JAX refuses are left out; each is tried once, which takes a tenth
+    of a second. JAX takes options at the outermost `jax.jit` alone, so that `jaxrnn.unroll` cannot
+    set them. They do not change the values that are computed. On a GPU, all launches of a training
+    step become one; nobody has timed it yet.
 
     Args:
         platform: ``"cpu"``, ``"gpu"`` or ``"tpu"``; None for that of the default device.

@@ -223,12 +223,14 @@ def _options(name: str, options: Any, platform: str | None) -> dict[str, Any] | 
     """The options for `jax.jit`: None where there are none, as an inner jit must have."""
     if options == "auto":
         options = platforms.compiler_options(platform)
-    if options is not None and not (
-        isinstance(options, dict) and all(isinstance(key, str) for key in options)
-    ):
+    known = isinstance(options, dict) and all(
+        isinstance(key, str) and isinstance(value, (str, bool, int, float))
+        for key, value in options.items()
+    )
+    if options is not None and not known:
         raise ValueError(
-            f"`{name}` must be None, 'auto' or a dict of XLA's options by name; got "
-            f"{describe(options) if not isinstance(options, str) else repr(options)}"
+            f"`{name}` must be None, 'auto' or a dict of XLA's options by name, values strings, "
+            f"numbers or booleans; got {options!r}"
         )
     return options or None
 

@@ -759,7 +759,7 @@ def test_loss_fn_takes_params_batch_and_key(loss_fn, came):
         jaxrnn.make_train_step(loss_fn, OPTIMIZER)
 
 
-@pytest.mark.parametrize("options", ["fast", 1, {1: True}])
+@pytest.mark.parametrize("options", ["fast", 1, {1: True}, {"xla_gpu_autotune_level": None}])
 def test_compiler_options_are_a_dict_by_name(options):
     with pytest.raises(ValueError, match="`compiler_options` must be None, 'auto' or a dict"):
         jaxrnn.make_train_step(lambda *_: 0.0, OPTIMIZER, compiler_options=options)

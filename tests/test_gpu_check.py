@@ -1,17 +1,19 @@
 """`make gpu-check` in miniature on a CPU, so that it works the first time on a GPU."""
 
 import json
+import math
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import jaxrnn
 from experiments.gpu_check import __main__ as gpu_check
 from experiments.gpu_check import report, rows, values
-from experiments.gpu_check.programs import CELLS, Shape, Spec, training
+from experiments.gpu_check.programs import CELLS, Shape, Spec, agreement, training
 
 ROOT = Path(__file__).parent.parent
 MEASURED = [name for name in gpu_check.PARTS if name != "experiment"]
@@ -88,12 +90,27 @@ def test_wrong_gradients_are_found_and_not_timed(wrong, tmp_path):
     with ThreadPoolExecutor(1) as pool:
         lines = [{"part": "values", **line} for line in values.checks(pool, small=True)]
         assert {line["status"] for line in lines} == {"WRONG"}
-        setting = rows.Setting(small=True, pool=pool, peers={}, out=tmp_path)
+        setting = rows.Setting(True, math.inf, pool, peers={}, out=tmp_path)
         lines += [{"part": "cells", **line} for line in rows.cells(setting)]
     ours = next(line for line in lines if line.get("who") == "jaxrnn")
     assert ours["status"].startswith("DISAGREES")
     assert "seconds" not in ours
     assert len(report.wrong({"lines": lines})) == 2
+
+
+def test_a_nan_is_wrong_wherever_it_stands():
+    right = {"hs": np.ones(3), "final": np.ones(3), "dxs": np.ones(3)}
+    for name in right:
+        found = right | {name: np.array([1, np.nan, 1])}
+        worst, difference, agrees = agreement(found, right, 1e-2)
+        assert (worst, agrees) == (name, False)
+        assert math.isnan(difference)
+
+
+def test_a_cell_that_a_peer_has_not_is_not_compared(monkeypatch, tmp_path):
+    monkeypatch.setitem(CELLS, "NEW", jaxrnn.GRU._replace(name="NEW"))
+    line = rows._peer(rows.Setting(True, math.inf, None, {}, tmp_path), "NEW", None)
+    assert line["status"].startswith("not compared")
 
 
 def test_a_part_that_fails_says_so_and_ends():
@@ -109,7 +126,7 @@ def test_options_that_this_xla_does_not_know_fail_alone(tmp_path):
     spec = Spec("ELMAN", Shape(4, 2, 3, 5))
     specs = {"right": spec, "unknown": spec._replace(options={"xla_gpu_gone": True})}
     with ThreadPoolExecutor(2) as pool:
-        setting = rows.Setting(small=True, pool=pool, peers={}, out=tmp_path)
+        setting = rows.Setting(True, math.inf, pool, peers={}, out=tmp_path)
         lines = dict(rows._timed(setting, specs))
     assert lines["right"]["status"] == "ok"
     assert "No such compile option" in lines["unknown"]["status"]

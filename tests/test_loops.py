@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 from support.cells import MGU
 from support.problems import assert_same, make_problem, random_tree
-from support.programs import instruction_counts
+from support.programs import equations, instruction_counts
 
 import jaxrnn
 from jaxrnn import bptt, pieces
@@ -88,8 +89,11 @@ def test_every_pair_of_loops_has_the_values_and_gradients_of_the_reference(
     assert_same(jax.jit(lambda: both(engine))(), jax.jit(lambda: both(reference))())
 
 
-@pytest.mark.parametrize("residuals", [None, "carries"])
-def test_a_cpu_program_holds_nothing_of_the_loops_for_other_platforms(cell, residuals):
+GPU = AbstractMesh((), (), abstract_device=AbstractDevice("NVIDIA H200", None, "gpu"))
+
+
+@pytest.mark.parametrize("residuals", ["states", "carries"])
+def test_a_program_traced_for_a_gpu_and_compiled_for_a_cpu_holds_no_loops_of_a_gpu(cell, residuals):
     problem = make_problem(cell, T=40, batch=(2,), I=3, H=4)
 
     def program(**loops):
@@ -99,15 +103,36 @@ def test_a_cpu_program_holds_nothing_of_the_loops_for_other_platforms(cell, resi
             return jnp.sum(bptt.unroll(cell, plan, arrays_of(call)).hs)
 
         gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
-        return instruction_counts(gradient.lower(problem.params, problem.xs).compile())
+        with use_abstract_mesh(GPU):
+            traced = gradient.trace(problem.params, problem.xs)
+        return instruction_counts(traced.lower(lowering_platforms=("cpu",)).compile())
 
     assert program() == program(loops=XLA_LOOPS)
     assert program() != program(loops=GPU_LOOPS)
 
 
-def test_a_program_lowered_for_a_gpu_has_the_loops_for_it():
+def test_what_is_traced_for_a_cpu_has_no_choice_in_it(cell):
+    """So that nothing of it moves, under jax.vmap and in derivatives of derivatives neither."""
+    problem = make_problem(cell, T=40, batch=(2,))
+
+    def loss(params):
+        return jnp.sum(problem._replace(params=params).outputs()[1])
+
+    found = equations(jax.make_jaxpr(jax.grad(loss))(problem.params).jaxpr)
+    assert not any(e.primitive.name in ("cond", "platform_index") for e in found)
+
+
+@pytest.mark.parametrize("T", [3 * UNROLL, None], ids=["3 iterations", "symbolic steps"])
+def test_a_program_lowered_for_a_gpu_has_the_loops_for_it(T):
     problem = make_problem(jaxrnn.ELMAN, T=3 * UNROLL, batch=(2,))
-    program = jax.jit(lambda xs: problem._replace(xs=xs).outputs()).trace(problem.xs)
+    f = jax.jit(lambda xs: problem._replace(xs=xs).outputs())
+    like = jax.ShapeDtypeStruct(problem.xs.shape, problem.xs.dtype)
+    if T is None:
+        like = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("t"), 2, 3), problem.xs.dtype)
+    with use_abstract_mesh(GPU):
+        exported = jax.export.export(f, platforms=("cpu", "cuda"))(like)
+        program = f.trace(problem.xs)
+    assert_same(jax.export.deserialize(exported.serialize()).call(problem.xs), f(problem.xs))
 
     def counts_to(iterations, platform):
         text = program.lower(lowering_platforms=(platform,)).as_text()

@@ -321,6 +321,17 @@ def test_on_a_gpu_chunks_are_several_whole_iterations(T, residuals):
         assert forward_chunk == T
 
 
+@pytest.mark.parametrize("budget", [20_000_000, 10_000_000, 8_000_000])
+def test_on_a_gpu_a_budget_buys_whole_iterations_too(budget):
+    problem = abstract_problem(jaxrnn.LSTM, T=256, B=16, I=64, H=128)
+    with use_abstract_mesh(GPU):
+        _, chunk, _ = choose(problem, memory_budget=budget)
+        with pytest.raises(ValueError, match=r"at least \d+ bytes .* in chunks of 16 steps"):
+            choose(problem, memory_budget=1000)
+    assert 16 <= chunk < 64
+    assert chunk % UNROLL == 0
+
+
 def test_the_platform_is_that_of_the_mesh_or_of_the_default_device():
     assert target_platform() == "cpu"
     with use_abstract_mesh(GPU):

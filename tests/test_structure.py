@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 from support.problems import make_problem
 from support.programs import carries, equations, jaxprs_of, outputs_of
 
@@ -42,7 +43,10 @@ def training_step(cell, unroll, steps_an_iteration=1, **options):
 
     gradient = jax.grad(loss, argnums=(0, 1, 2))
     arguments = problem.params, problem.xs, problem.initial_state
-    return step_loops(gradient, *arguments, unroll=steps_an_iteration)
+    platform = "cpu" if steps_an_iteration == 1 else "gpu"
+    device = AbstractDevice("of a test", None, platform)
+    with use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
+        return step_loops(gradient, *arguments, unroll=steps_an_iteration)
 
 
 @pytest.mark.parametrize("masks", [{}, {"lengths": jnp.array([64, 5, 0]), "reverse": True}])

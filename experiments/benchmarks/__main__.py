@@ -143,7 +143,10 @@ def run(config: Config, modules: Mapping[str, str] = MODULES) -> dict[str, Any]:
             "benchmark": "jaxrnn and its peers",
             "config": {**dataclasses.asdict(config), "out": str(config.out)},
             "tolerance": gate.TOLERANCE,
-            "machine": machine.describe(chosen["platform"], chosen["device"]),
+            "machine": {
+                **machine.describe(chosen["platform"], chosen["device"]),
+                "dtype": "float32, products in full precision (no TF32)",
+            },
             "versions": machine.versions(),
             "source": machine.source("experiments.benchmarks"),
             "contenders": {

@@ -26,7 +26,6 @@ def describe(jax_platform: str, device: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "jax_platform": jax_platform,
         "device": device,
-        "dtype": "float32, products in full precision (no TF32)",
     }
 
 

@@ -1,1 +1,1 @@
-"""What a machine with a GPU tells of the library in a few minutes: right values, then times."""
+"""Right values, then times, on a machine with a GPU: `make gpu-check`."""

@@ -4,10 +4,11 @@
     python3 -m experiments.gpu_check --small     # the same in miniature, on any device
 
 Needs JAX with a GPU, optax, chex and matplotlib, and no network; flax, torch and what the
-experiment needs are measured where they are installed. Takes seven minutes. First values and
+experiment needs are measured where they are installed. After seven minutes nothing more is begun;
+what was left out is listed. First values and
 gradients of every cell on the device are held against float64 on the CPU, then training steps are
 timed: medians of 10 after 2 warm-ups, no time without the right gradients. Every line is saved as
-soon as it is there (result.json); at the end come a table (report.md) and a picture.
+soon as it is there (result.json), the table (report.md) and the picture after every part.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from experiments.benchmarks.contenders import PEERS
 from experiments.errors import InputError
 from experiments.gpu_check import report, rows, values
 
-# in the order of what one wants to know first
+# in the order in which one wants to know them
 PARTS: dict[str, Callable[[rows.Setting], Iterable[dict[str, Any]]]] = {
     "values": lambda setting: values.checks(setting.pool, small=setting.small),
     **{row.__name__: row for row in rows.ROWS},
@@ -46,7 +47,7 @@ def run(*, parts: Sequence[str], small: bool, seconds: float, out: Path) -> dict
     Args:
         parts: names of `PARTS`.
         small: in miniature, on whatever device there is.
-        seconds: no row begins after these; what is left out is listed.
+        seconds: nothing is begun after these; the parts and lines left out are listed.
         out: folder for the results; what is there is overwritten.
 
     Raises:
@@ -70,17 +71,17 @@ def run(*, parts: Sequence[str], small: bool, seconds: float, out: Path) -> dict
     with contextlib.ExitStack() as stack:
         peers = {name: stack.enter_context(processes.worker(PEERS[name])) for name in _PEERS}
         pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
-        setting = rows.Setting(small, pool, peers, out)
+        setting = rows.Setting(small, started + seconds, pool, peers, out)
         for name in parts:
             lines: Iterable[dict[str, Any]] = [{"status": f"left out: {seconds:.0f} s are over"}]
-            if time.monotonic() - started <= seconds:
+            if time.monotonic() <= setting.deadline:
                 lines = guarded(PARTS[name](setting))
             for line in lines:
                 line = {"part": name, **line, "at_seconds": round(time.monotonic() - started, 1)}
                 result["lines"].append(line)
                 print(report.progress(line), flush=True)
                 save(result, out)
-    records.write_atomically(out / "gpu_check.png", report.picture(result))
+            records.write_atomically(out / "gpu_check.png", report.picture(result))
     result["seconds"] = round(time.monotonic() - started, 1)
     save(result, out)
     print(f"\n{report.text(result)}\n{result['seconds']} s; all of it is in {out}")
@@ -88,7 +89,7 @@ def run(*, parts: Sequence[str], small: bool, seconds: float, out: Path) -> dict
 
 
 def guarded(lines: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The lines of a part. What stops it is its last one: the parts after it are still measured."""
+    """The lines of a part, with a last one for an error: the parts after it are still measured."""
     try:
         yield from lines
     except ImportError as error:
@@ -112,11 +113,11 @@ def main(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to do (default: all)"
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="parts to do (default: all)"
     )
     parser.add_argument("--small", action="store_true", help="in miniature, on any device")
     parser.add_argument(
-        "--seconds", type=float, default=420, help="no row begins after these (default: 420)"
+        "--seconds", type=float, default=420, help="nothing is begun after these (default: 420)"
     )
     parser.add_argument(
         "--out", type=Path, default=Path("runs/gpu_check"), help="folder for the results"

@@ -1,6 +1,7 @@
 """Training steps of one cell, compiled and ready to be compared and timed."""
 
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 import jaxrnn
 from jaxrnn import bptt
 from jaxrnn.call import arrays_of, plan_of, validate
+from jaxrnn.testing import relative_differences
 
 # all cells of the library, those to come included
 CELLS = {name: cell for name, cell in vars(jaxrnn).items() if isinstance(cell, jaxrnn.Cell)}
@@ -33,7 +35,7 @@ class Shape(NamedTuple):
 
 
 class Spec(NamedTuple):
-    """What is compiled: a cell at a shape, in a precision, with how it is run.
+    """A program to compile: a cell at a shape, in a precision, and how it is run.
 
     ``unroll`` has the signature of `jaxrnn.unroll`, ``options`` are the compiler's.
     """
@@ -104,6 +106,17 @@ def with_plan(**changes: Any) -> Callable[..., Any]:
     return unroll
 
 
+def agreement(found: Any, right: Any, tolerance: float) -> tuple[str, float, bool]:
+    """The array that differs most, by how much of its largest entry, and whether that is little.
+
+    An array with a NaN differs more than any other.
+    """
+    differences = relative_differences(found, right)
+    worst = max(differences, key=lambda name: (math.isnan(differences[name]), differences[name]))
+    # not `>`: a NaN must not pass
+    return worst, differences[worst], differences[worst] <= tolerance
+
+
 def seconds_of(run: Callable[..., Any], *arguments: Any) -> list[float]:
     """The time of each call to the end of its computation, after the first ones."""
     for _ in range(WARM_UPS):
@@ -117,7 +130,7 @@ def seconds_of(run: Callable[..., Any], *arguments: Any) -> list[float]:
 
 
 def times(seconds: list[float], steps: int | None = None) -> dict[str, Any]:
-    """What a line says of its times."""
+    """The entries of a line that has times."""
     median = statistics.median(seconds)
     found: dict[str, Any] = {
         "median_ms": round(1e3 * median, 4),

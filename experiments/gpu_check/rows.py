@@ -1,4 +1,4 @@
-"""What is timed, a row at a time: each yields lines for the result, beside what it is held against.
+"""The rows of times: each yields lines for the result, beside those that it is held against.
 
 A later cell is in the rows by being one of jaxrnn's names, later loops by being in a module of it.
 """
@@ -7,6 +7,8 @@ import functools
 import importlib
 import pkgutil
 import shutil
+import subprocess
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
 from pathlib import Path
@@ -19,7 +21,7 @@ from jax import lax
 
 import jaxrnn
 from experiments.benchmarks import processes
-from experiments.benchmarks.cases import Arrays, Case
+from experiments.benchmarks.cases import GATES, Arrays, Case
 from experiments.benchmarks.processes import Worker, WorkerError
 from experiments.gpu_check.programs import (
     CELLS,
@@ -28,7 +30,9 @@ from experiments.gpu_check.programs import (
     Program,
     Shape,
     Spec,
+    agreement,
     inputs,
+    products,
     seconds_of,
     times,
     training,
@@ -36,15 +40,18 @@ from experiments.gpu_check.programs import (
 )
 from jaxrnn.gpu_loops import unrolled
 from jaxrnn.loops import Loops
-from jaxrnn.testing import relative_differences
 
 Line = dict[str, Any]
 
 
 class Setting(NamedTuple):
-    """``small`` is the miniature; ``peers`` are the workers of other libraries, by name."""
+    """``small`` is the miniature; ``peers`` are the workers of other libraries, by name.
+
+    After ``deadline``, in the seconds of `time.monotonic`, nothing more is timed.
+    """
 
     small: bool
+    deadline: float
     pool: futures.Executor
     peers: Mapping[str, Worker]
     out: Path
@@ -59,7 +66,10 @@ def device(setting: Setting) -> Iterator[Line]:
     chip = jax.devices()[0]
     yield {
         "what": "device",
-        "who": f"{chip.device_kind}, {chip.client.platform_version.splitlines()[0]}",
+        # the first line names the interface to a plugin, the last one the platform's version
+        "who": ", ".join(
+            [chip.device_kind, chip.client.platform_version.splitlines()[-1], *_driver()]
+        ),
         "status": "ok",
     }
     entries = 2**12 if setting.small else 2**28
@@ -88,7 +98,7 @@ def device(setting: Setting) -> Iterator[Line]:
 
 
 def empty_scan(setting: Setting) -> Iterator[Line]:
-    """What an iteration of a loop costs that does nothing."""
+    """The cost of an iteration of a loop that does nothing."""
     T = 100 if setting.small else 10_000
 
     def count(x: jax.Array) -> jax.Array:
@@ -194,8 +204,13 @@ ROWS: tuple[Callable[[Setting], Iterable[Line]], ...] = (
 def _timed(setting: Setting, specs: Mapping[Any, Spec]) -> Iterator[tuple[Any, Line]]:
     """Compile all at once, and only then compare and time one after the other."""
     compiling = {key: setting.pool.submit(training, spec) for key, spec in specs.items()}
-    futures.wait(compiling.values())
+    # the right gradients are compiled beside them
+    rights = {(spec.cell, spec.shape, spec.precision == "bfloat16") for spec in specs.values()}
+    futures.wait([*compiling.values(), *(setting.pool.submit(_right, *of) for of in rights)])
     for key, spec in specs.items():
+        if time.monotonic() > setting.deadline:
+            yield key, {"status": "left out: the time is over"}
+            continue
         try:
             yield key, _compared(spec, compiling.pop(key).result())
         except jax.errors.JaxRuntimeError as error:
@@ -204,7 +219,7 @@ def _timed(setting: Setting, specs: Mapping[Any, Spec]) -> Iterator[tuple[Any, L
 
 def _compared(spec: Spec, program: Program) -> Line:
     """The line of a program: no time without the right gradients."""
-    right = _named(_right(spec.cell, spec.shape, spec.precision))
+    right = _named(_right(spec.cell, spec.shape, spec.precision == "bfloat16"))
     line = _agreement(_named(program.run()), right, spec.precision) | {
         "compile_seconds": program.compile_seconds,
         "temporary_MB": program.temporary_bytes and round(program.temporary_bytes / 1e6, 1),
@@ -214,24 +229,21 @@ def _compared(spec: Spec, program: Program) -> Line:
     return line | times(seconds_of(program.run), spec.shape.T)
 
 
-def _agreement(found: Mapping[str, Any], right: Mapping[str, Any], precision: str) -> Line:
-    differences = relative_differences(dict(found), dict(right))
-    worst = max(differences, key=lambda name: differences[name])
+def _agreement(found: Any, right: Any, precision: str) -> Line:
     # gradients of long sequences sum more roundings than those of the first part
-    agrees = differences[worst] <= 2 * TOLERANCES[precision]
-    status = "ok" if agrees else f"DISAGREES: {worst} by {differences[worst]:.1g}"
-    return {"difference": float(f"{differences[worst]:.2g}"), "status": status}
+    worst, difference, agrees = agreement(found, right, 2 * TOLERANCES[precision])
+    status = "ok" if agrees else f"DISAGREES: {worst} by {difference:.1g}"
+    return {"difference": float(f"{difference:.2g}"), "status": status}
 
 
 @functools.cache
-def _right(cell: str, shape: Shape, precision: str) -> Any:
-    """The gradients of the differentiated scan, in float32 proper of the same numbers."""
-    spec = Spec(cell, shape, jaxrnn.unroll_reference)
-    if precision != "bfloat16":
-        return training(spec).run()
-    params, xs, dhs = jax.tree.map(
-        lambda a: a.astype(jnp.float32), inputs(cell, shape, jnp.bfloat16)
-    )
+def _right(cell: str, shape: Shape, rounded: bool) -> Any:
+    """The gradients of the differentiated scan, in float32 proper.
+
+    Of the numbers that a program in float32 is given, or of those ``rounded`` to bfloat16.
+    """
+    given = inputs(cell, shape, jnp.bfloat16 if rounded else jnp.float32)
+    params, xs, dhs = jax.tree.map(lambda a: a.astype(jnp.float32), given)
 
     def step(params: Any, xs: jax.Array, dhs: jax.Array) -> Any:
         _, pull = jax.vjp(
@@ -239,19 +251,22 @@ def _right(cell: str, shape: Shape, precision: str) -> Any:
         )
         return pull(dhs)
 
-    with jax.default_matmul_precision("highest"):
+    with products("float32"):
         return jax.jit(step)(params, xs, dhs)
 
 
 def _named(gradients: Any) -> dict[str, np.ndarray]:
     """By the names that the benchmarks use."""
     dparams, dxs = jax.device_get(gradients)
-    named = {f"d{name}": leaf for name, leaf in dparams._asdict().items()}
+    leaves = jax.tree_util.tree_leaves_with_path(dparams)
+    named = {f"d{jax.tree_util.keystr(path, simple=True)}": leaf for path, leaf in leaves}
     return {name: np.asarray(leaf, np.float32) for name, leaf in {**named, "dxs": dxs}.items()}
 
 
 def _peer(setting: Setting, cell: str, worker: Worker) -> Line:
     """Another library's training step with the same weights, inputs and cotangents."""
+    if cell.lower() not in GATES:
+        return {"status": "not compared: it has no such cell, or nobody has matched the two"}
     shape = setting.shape
     params, xs, dhs = jax.device_get(inputs(cell, shape, jnp.float32))
     case = Case("sequence", cell.lower(), *shape)
@@ -262,7 +277,7 @@ def _peer(setting: Setting, cell: str, worker: Worker) -> Line:
         if reason:
             return {"status": reason}
         answers = processes.ask(worker, "prepare", case, arrays, 0)
-        right = _named(_right(cell, shape, "float32"))
+        right = _named(_right(cell, shape, False))
         found = {name: answers["outputs"].get(name) for name in right}
         # cuDNN rounds to TF32 unless it is told otherwise; a wrong gradient is off by far more
         line = _agreement(found, right, "TF32")
@@ -272,6 +287,16 @@ def _peer(setting: Setting, cell: str, worker: Worker) -> Line:
     except WorkerError as error:
         return {"status": f"FAILED: {str(error)[:200]}"}
     return line | times(seconds, shape.T)
+
+
+def _driver() -> list[str]:
+    """The driver's version, where a command tells it."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return [f"driver {done.stdout.splitlines()[0]}"] if done.stdout else []
 
 
 def _one_graph() -> dict[str, Any] | None:

@@ -35,6 +35,7 @@ bulk, on the ``K`` steps of a chunk at once.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -100,7 +101,8 @@ class Same(NamedTuple):
     value: Any
 
 
-@dataclasses.dataclass(frozen=True)
+# not frozen: update_wrapper sets names
+@dataclasses.dataclass(unsafe_hash=True)
 class Forms:
     """A piece written twice: as ``default``, and as the loops for GPUs run it in fewer kernels.
 
@@ -110,8 +112,12 @@ class Forms:
     default: Callable[..., Any]
     gpu: Callable[..., Any]
 
-    def __call__(self, *arguments: Any) -> Any:
-        return self.default(*arguments)
+    def __post_init__(self) -> None:
+        # `help` shows the piece, and errors name it; annotations could not be pickled
+        functools.update_wrapper(self, self.default, ("__module__", "__name__", "__doc__"))
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self.default(*arguments, **named)
 
 
 class _OwnDocumentation:

@@ -126,9 +126,9 @@ def advance(
 ) -> tuple[GRUState, GRUGates]:
     """``h_t`` and the activated gates."""
     del consts
-    u_r, u_z, u_n = jnp.split(state.h @ params.w_hh, 3, axis=-1)
     # in a step the biases cost nothing, in bulk they would take another turn over all inputs
     b_r, b_z, b_n = jnp.split(params.b, 3)
+    u_r, u_z, u_n = jnp.split(state.h @ params.w_hh, 3, axis=-1)
     r = jax.nn.sigmoid(add_bias(inputs.r, b_r) + u_r)
     a_z = add_bias(inputs.z, b_z) + u_z
     z, not_z = sigmoid_and_complement(a_z)

@@ -1,4 +1,4 @@
-"""What the engine launches on a GPU, per time step: the speed test that needs no clock.
+"""The launches of the engine on a GPU, per time step: a speed test that needs no clock.
 
 Each bound is a little above what was counted. The copies and counters of a step are what the loops
 for GPUs are there to avoid: see `jaxrnn.gpu_loops`.
@@ -63,18 +63,14 @@ def on_the_device(program):
     return set(program.launches.others) <= {"Memzero", "Memset32BitValue"}
 
 
-def title(kind, name, shape):
-    return f"{kind:24}{name:20}{', '.join(map(str, shape))}"
-
-
 @pytest.mark.parametrize("shape", SHAPES, ids=["small", "large"])
 @pytest.mark.parametrize("name", CELLS)
 def test_a_training_step_launches_few_kernels_in_little_memory(name, shape, row):
     cell, T = CELLS[name], shape[0]
     program = training(cell, shape)
     reference = training(cell, shape, jaxrnn.unroll_reference)
-    row(title("training", name, shape), program, T)
-    row(title("training, reference", name, shape), reference, T)
+    row("training", name, shape, program)
+    row("training, reference", name, shape, reference)
     assert name in TRAINING, f"{name} is new: give it a bound, a little above what was counted"
     assert program.launches.total <= TRAINING[name] * T
     assert 3 * program.launches.total < reference.launches.total
@@ -83,10 +79,10 @@ def test_a_training_step_launches_few_kernels_in_little_memory(name, shape, row)
 
 
 def test_a_derived_adjoint_launches_fewer_than_the_differentiated_scan(row):
-    T = SMALL[0]
+    SMALL[0]
     program = training(FROM_STEP, SMALL)
     reference = training(FROM_STEP, SMALL, jaxrnn.unroll_reference)
-    row(title("training", FROM_STEP.name, SMALL), program, T)
+    row("training", FROM_STEP.name, SMALL, program)
     assert 2 * program.launches.total < reference.launches.total
     assert on_the_device(program)
 
@@ -97,7 +93,7 @@ def test_one_chunk_launches_fewer_still(name, shape, row, monkeypatch):
     T = shape[0]
     monkeypatch.setitem(plan.TUNING, "gpu", plan.TUNING["gpu"]._replace(shortest=T))
     program = training(CELLS[name], shape)
-    row(title("training, one chunk", name, shape), program, T)
+    row("training, one chunk", name, shape, program)
     assert program.launches.total <= IN_ONE_CHUNK[name] * T
 
 
@@ -106,7 +102,7 @@ def test_one_chunk_launches_fewer_still(name, shape, row, monkeypatch):
 def test_every_policy_stays_within_its_closed_form(name, residuals, row, monkeypatch):
     cell, T = CELLS[name], SMALL[0]
     program = training(cell, SMALL, residuals=residuals)
-    row(title(f"training, {residuals}", name, SMALL), program, T)
+    row(f"training, {residuals}", name, SMALL, program)
     assert program.launches.total <= BY_POLICY[residuals][name] * T
     assert on_the_device(program)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -129,7 +125,7 @@ def test_a_forward_pass_is_two_kernels_a_step(name, residuals, row):
     cell, T = CELLS[name], SMALL[0]
     forward = jax.jit(lambda params, xs: jaxrnn.unroll(cell, params, xs, residuals=residuals))
     program = for_the_gpu(forward, *shapes_of(cell, SMALL))
-    row(title(f"forward, {residuals}" if residuals else "forward", name, SMALL), program, T)
+    row(f"forward, {residuals}" if residuals else "forward", name, SMALL, program)
     assert program.launches.total <= FORWARD_BY_POLICY.get(residuals, FORWARD) * T
     assert on_the_device(program)
 
@@ -145,7 +141,7 @@ def test_one_program_serves_all_lengths_without_the_host(name, row):
     step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
     lengths = jax.ShapeDtypeStruct((B,), jnp.int32)
     program = for_the_gpu(step, *shapes_of(cell, SMALL), lengths)
-    row(title("training, lengths", name, SMALL), program, T)
+    row("training, lengths", name, SMALL, program)
     assert on_the_device(program)
     assert program.launches.total <= (TRAINING[name] + 1) * T
 
@@ -172,7 +168,7 @@ def test_the_options_make_one_command_buffer_of_a_whole_training_step(name, row)
         "labels": jax.ShapeDtypeStruct((B,), jnp.int32),
     }
     program = for_the_gpu(train_step, state, batch)
-    row(title("training step with Adam", name, SMALL), program, T)
+    row("training step with Adam", name, SMALL, program)
     assert program.outermost == ["CommandBuffer"]
     plain = jaxrnn.make_train_step(loss, optimizer)
     assert len(for_the_gpu(plain, state, batch).outermost) > 1

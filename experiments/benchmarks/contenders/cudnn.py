@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental import rnn
 
 from experiments.benchmarks.contenders.adapter import Network, programs
@@ -24,7 +25,9 @@ def network(cell: str, I: int, H: int) -> Network:
         zeros = jnp.zeros((1, B, H), xs.dtype)
         lengths = jnp.full((B,), T, jnp.int32)
         options = dict(input_size=I, hidden_size=H, num_layers=1, dropout=0.0, bidirectional=False)
-        hs, _, _ = rnn.lstm(xs, zeros, zeros, params, lengths, **options)
+        # in float32 proper, as all others; by default, cuDNN rounds to TF32
+        precision = lax.Precision.HIGHEST
+        hs, _, _ = rnn.lstm(xs, zeros, zeros, params, lengths, **options, precision=precision)
         return hs
 
     return Network(
