@@ -51,7 +51,7 @@ from jaxrnn.readout import (
     squared_error,
 )
 from jaxrnn.sequence import unroll, unroll_reference, valid_steps
-from jaxrnn.training import TrainState, init_train_state, make_train_step
+from jaxrnn.training import TrainState, decay_mask, init_train_state, make_train_step
 
 if TYPE_CHECKING:
     from jaxrnn import textbook
@@ -82,6 +82,7 @@ __all__ = [
     "cells",
     "compiler_options",
     "convert",
+    "decay_mask",
     "diagnostics",
     "embed",
     "generate",

@@ -10,11 +10,21 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.nn import initializers
 
 from jaxrnn.dtypes import accumulation_dtype
 
-__all__ = ["Initializer", "glorot_uniform", "orthogonal", "per_gate", "uniform_fan_out", "zeros"]
+__all__ = [
+    "Initializer",
+    "glorot_uniform",
+    "identity",
+    "orthogonal",
+    "per_gate",
+    "spectral_radius",
+    "uniform_fan_out",
+    "zeros",
+]
 
 
 class Initializer(Protocol):
@@ -53,6 +63,40 @@ def uniform_fan_out(
     """Uniform on ±1/sqrt(H), with H the last axis: what PyTorch's recurrent layers draw from."""
     bound = shape[-1] ** -0.5
     return jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound)
+
+
+def identity(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
+    """Ones on the diagonal, zeros elsewhere; the key is not used.
+
+    As a recurrent weight it hands the state on as it is: Q. V. Le, N. Jaitly and G. E. Hinton, "A
+    simple way to initialize recurrent networks of rectified linear units", 2015.
+    """
+    del key
+    rows, columns = shape
+    return jnp.eye(rows, columns, dtype=dtype)
+
+
+def spectral_radius(radius: float) -> Initializer:
+    """The initializer of square matrices with that largest absolute eigenvalue.
+
+    Independent normal entries, scaled. A radius just below 1 is what echo state networks start
+    from: H. Jaeger, "The echo state approach to analysing and training recurrent neural networks",
+    2001. The eigenvalues are computed on the CPU.
+    """
+
+    def draw(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
+        drawn = jax.random.normal(key, shape, accumulation_dtype(dtype))
+
+        def largest(a: np.ndarray) -> np.ndarray:
+            return np.max(np.abs(np.linalg.eigvals(a)), axis=-1).astype(a.dtype)
+
+        # XLA has no eigenvalues of matrices that are not symmetric, but on a CPU
+        found = jax.pure_callback(
+            largest, jax.ShapeDtypeStruct(shape[:-2], drawn.dtype), drawn, vmap_method="expand_dims"
+        )
+        return (drawn * (radius / found)).astype(dtype)
+
+    return draw
 
 
 def zeros(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:

@@ -15,7 +15,7 @@ from jax.export import register_namedtuple_serialization
 from jaxrnn import platforms
 from jaxrnn.checks import describe, static_bool
 
-__all__ = ["TrainState", "init_train_state", "make_train_step"]
+__all__ = ["TrainState", "decay_mask", "init_train_state", "make_train_step"]
 
 
 class TrainState(NamedTuple):
@@ -114,6 +114,22 @@ def make_train_step(
     """
     step = step_function(loss_fn, optimizer, has_aux=has_aux)
     return compiled(step, donate=donate, compiler_options=compiler_options)
+
+
+def decay_mask(params: Any) -> Any:
+    """True for the weights that an optimizer may let decay, False for biases and initial states.
+
+    A weight is a matrix, or a stack of them: what has two axes or more. For optax's optimizers with
+    a ``mask``.
+
+    Example:
+        >>> import jax, jaxrnn, optax
+        >>> params = jaxrnn.GRU.init(jax.random.key(0), 3, 5)
+        >>> jaxrnn.decay_mask(params)
+        GRUParams(w_ih=True, w_hh=True, b=False, b_hn=False)
+        >>> optimizer = optax.adamw(1e-3, weight_decay=0.01, mask=jaxrnn.decay_mask)
+    """
+    return jax.tree.map(lambda leaf: jnp.ndim(leaf) >= 2, params)
 
 
 def step_function(loss_fn: Callable[..., Any], optimizer: Optimizer, *, has_aux: bool) -> TrainStep:

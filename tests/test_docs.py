@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -96,3 +97,25 @@ def test_every_command_of_the_readme_is_a_target_of_the_makefile():
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     for command in re.findall(r"^    (?:\w+=\S+ )?make ([\w-]+)", README, flags=re.MULTILINE):
         assert command in targets, command
+
+
+def test_the_readme_shows_the_launches_that_were_counted():
+    """The table of the section on GPUs, entry by entry."""
+    saved = json.loads((ROOT / "tests/gpu_compile/counts/jax-0.12.0.1.json").read_text())
+    counted = {(line["program"], line["cell"], line["shape"]): line for line in saved}
+    programs = {
+        "`unroll`": "training",
+        "`unroll_reference`": "training, reference",
+        "`unroll`, forward alone": "forward",
+    }
+    section = README.partition("## On a GPU")[2].partition("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| `")]
+    assert len(rows) == 5
+    for row in rows:
+        what, shape, *cells = (cell.strip() for cell in row)
+        for cell, shown in zip(("ELMAN", "GRU", "LSTM"), cells, strict=True):
+            line = counted[programs[what], cell, shape]
+            launches, _, megabytes = shown.partition(", ")
+            assert abs(float(launches) - line["in all"]) <= 0.05
+            if megabytes:
+                assert abs(float(megabytes.removesuffix(" MB")) - line["MB"]) <= 0.5

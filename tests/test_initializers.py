@@ -169,3 +169,30 @@ def test_affine_head_starts_as_a_glorot_layer_without_bias():
     )
     np.testing.assert_array_equal(constants.w, np.full((H, 3), 2, np.float16))
     np.testing.assert_array_equal(constants.b, np.full(3, 3, np.float16))
+
+
+def test_an_identity_hands_the_state_on(cell):
+    params = cell.init(jax.random.key(0), I, H, recurrent_init=initializers.identity)
+    for block in jnp.split(params.w_hh, params.w_hh.shape[1] // H, axis=-1):
+        np.testing.assert_array_equal(block, np.eye(H))
+
+
+@pytest.mark.parametrize("radius", [0.5, 1.25])
+def test_every_gate_has_the_spectral_radius(cell, radius):
+    draw = initializers.spectral_radius(radius)
+    params = jax.jit(lambda key: cell.init(key, I, H, recurrent_init=draw, dtype=jnp.float64))(
+        jax.random.key(0)
+    )
+    blocks = np.split(np.asarray(params.w_hh), params.w_hh.shape[1] // H, axis=-1)
+    for block in blocks:
+        assert abs(np.max(np.abs(np.linalg.eigvals(block))) - radius) < 1e-12
+    assert len({block.tobytes() for block in blocks}) == len(blocks)
+
+
+def test_weights_decay_and_nothing_else():
+    network = jaxrnn.layer(jaxrnn.GRU, H, learned_initial_state=True)
+    params = network.init(jax.random.key(0), I), jaxrnn.init_affine(jax.random.key(1), H, 3)
+    (of_layer,), head = (jaxrnn.decay_mask(params)[0].layers, jaxrnn.decay_mask(params)[1])
+    assert of_layer.forward == jaxrnn.GRUParams(w_ih=True, w_hh=True, b=False, b_hn=False)
+    assert of_layer.initial_state.forward.h is False
+    assert head == jaxrnn.AffineParams(w=True, b=False)

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.problems import assert_same, random_tree
+from support.programs import collectives
 
 import jaxrnn
 from jaxrnn import ELMAN, GRU, LSTM, LayerState, StackState
-from jaxrnn.parallel import make_mesh, shard_rows
+from jaxrnn.parallel import make_mesh, replicate, shard_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -401,6 +402,21 @@ def test_a_budget_is_for_the_whole_network():
     with pytest.raises(ValueError, match="`memory_budget` must be at least") as caught:
         network.apply(params, xs, memory_budget=1000)
     assert "in layer 0, of LSTM" in caught.value.__notes__
+
+
+def test_rows_on_several_devices_exchange_nothing_within_a_loop():
+    """Dropout and two directions included; each weight's gradient is summed once."""
+    network = jaxrnn.stack(
+        jaxrnn.layer(GRU, 4, bidirectional=True), jaxrnn.layer(LSTM, 4), dropout=0.5
+    )
+    params = network.init(jax.random.key(0), 2, dtype=jnp.float64)
+    mesh = make_mesh(jax.devices()[:4])
+    xs = shard_rows(jnp.ones((9, 8, 2)), mesh, 1)
+    params = replicate(params, mesh)
+    gradient = jax.grad(lambda p, xs: jnp.sum(network.apply(p, xs, key=jax.random.key(1))[1]))
+    found = collectives(jax.jit(gradient).lower(params, xs).compile())
+    assert set(found) <= {(0, "all-reduce")}
+    assert sum(found.values()) <= len(jax.tree.leaves(params))
 
 
 def test_networks_of_many_seeds_are_one_vmap():

@@ -179,6 +179,7 @@ def test_public_names_are_these():
         "cells",
         "compiler_options",
         "convert",
+        "decay_mask",
         "diagnostics",
         "embed",
         "generate",
