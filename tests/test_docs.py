@@ -116,6 +116,7 @@ def test_the_readme_shows_the_launches_that_were_counted():
         for cell, shown in zip(("ELMAN", "GRU", "LSTM"), cells, strict=True):
             line = counted[programs[what], cell, shape]
             launches, _, megabytes = shown.partition(", ")
-            assert abs(float(launches) - line["in all"]) <= 0.05
+            # half a unit of the last place that is shown, and the rounding of floats
+            assert abs(float(launches) - line["in all"]) < 0.0501
             if megabytes:
                 assert abs(float(megabytes.removesuffix(" MB")) - line["MB"]) <= 0.5
