@@ -114,7 +114,7 @@ class Forms:
 
     def __post_init__(self) -> None:
         # `help` shows the piece, and errors name it; annotations could not be pickled
-        functools.update_wrapper(self, self.default, ("__module__", "__name__", "__doc__"))
+        functools.update_wrapper(self, self.default, ("__module__", "__name__", "__doc__"), ())
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         return self.default(*arguments, **named)

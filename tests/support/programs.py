@@ -74,9 +74,14 @@ def instructions(compiled):
 
 
 def instruction_counts(compiled):
-    """How often each instruction stands in the program, without its name and those of operands."""
-    lines = (line for line in compiled.as_text().splitlines() if INSTRUCTION.match(line))
-    nameless = re.compile(r", metadata={[^}]*}|%[\w.-]+")
+    """How often each instruction that makes an array stands in the program.
+
+    Without names: neither its own nor those of operands, nor the places of both in tuples, whose
+    order is that in which Python met them.
+    """
+    matches = map(INSTRUCTION.match, compiled.as_text().splitlines())
+    lines = (match.string for match in matches if match and not match["shape"].startswith("("))
+    nameless = re.compile(r", (metadata={[^}]*}|index=\d+)|%[\w.-]+|/\*index=\d+\*/")
     return collections.Counter(nameless.sub("", line) for line in lines)
 
 
