@@ -63,7 +63,7 @@ class Dropout(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """What `layer` was asked for, and the dropouts of its input, the first one first."""
+    """The options of `jaxrnn.layer`, and the dropouts of its input, the first one first."""
 
     cell: Cell
     hidden_size: int
