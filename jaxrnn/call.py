@@ -25,7 +25,7 @@ from jaxrnn.checks import (
 from jaxrnn.dtypes import sum_bytes
 from jaxrnn.masks import select
 from jaxrnn.memory import StepBytes, footprint, step_bytes
-from jaxrnn.plan import RESIDUALS, Plan, Sizes, choose, tuning
+from jaxrnn.plan import RESIDUALS, Plan, Sizes, choose, target_tuning
 
 __all__ = [
     "Call",
@@ -183,7 +183,7 @@ def plan_of(
         forward_chunk=None,
         residuals=residuals or "states",
         return_states=static_bool("return_states", return_states),
-        loops=tuning().loops,
+        loops=target_tuning().loops,
     )
     sizes_known = all(isinstance(axis, int) for axis in (call.T, *call.batch_shape))
     if memory_budget is not None and not sizes_known:

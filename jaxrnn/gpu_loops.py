@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrnn.cells.cell import Forms, State
-from jaxrnn.loops import Advanced, Ahead, Back, Loops, Pulled, adjoint_recursion, recursion, static
+from jaxrnn.loops import Ahead, Loops, Pulled, adjoint_recursion, recursion
 from jaxrnn.pieces import Bound
 
 __all__ = ["GPU_LOOPS", "UNROLL", "unrolled"]
@@ -27,60 +27,50 @@ again."""
 
 def unrolled(steps: int) -> Loops:
     """The pair with so many steps in an iteration."""
+    scan = functools.partial(_scan, steps)
     return Loops(
-        f"unrolled by {steps}", functools.partial(_advance, steps), functools.partial(_pull, steps)
+        f"unrolled by {steps}",
+        functools.partial(recursion, functools.partial(_scan_states, scan)),
+        functools.partial(_pull, scan),
     )
 
 
-def _advance(
-    steps: int,
-    bound: Bound,
-    entering: State,
-    reset_state: State | None,
-    ahead: Ahead,
-    K: Any,
-    *,
-    reverse: bool,
-) -> Advanced:
-    one_step = recursion(bound, reset_state)
+def _scan(
+    steps: int, step: Callable[..., Any], carry: Any, xs: Any, *, reverse: bool, length: int | None
+) -> Any:
+    # a number of steps that is known by name alone cannot be divided into iterations
+    unroll = 1 if length is None else steps
+    return lax.scan(step, carry, xs, reverse=reverse, length=length, unroll=unroll)
 
-    def step(carry: State, at: Ahead) -> tuple[State, Any]:
-        after, gates = one_step(carry, at)
+
+def _scan_states(
+    scan: Callable[..., Any],
+    step: Callable[[State, Ahead], tuple[State, Any]],
+    entering: State,
+    ahead: Ahead,
+    **options: Any,
+) -> tuple[State, tuple[State, Any]]:
+    """`_scan` of the recursion, with each state computed and written once."""
+
+    def joined(carry: State, at: Ahead) -> tuple[State, Any]:
+        after, (_, gates) = step(carry, at)
         # without a barrier, XLA computes c of an LSTM once for each of its readers
         after = lax.optimization_barrier(after)
         return after, (_joined(after), gates)
 
-    scan = _scan(steps, K)
-    leaving, (after, gates) = scan(step, entering, ahead, reverse=reverse, length=static(K))
-    return Advanced(leaving, _parted(after, entering), gates)
+    leaving, (after, gates) = scan(joined, entering, ahead, **options)
+    return leaving, (_parted(after, entering), gates)
 
 
-def _pull(
-    steps: int,
-    bound: Bound,
-    dleaving: State,
-    dreset: State | None,
-    back: Back,
-    K: Any,
-    *,
-    reverse: bool,
-    record: bool,
-) -> Pulled:
+def _pull(scan: Callable[..., Any], bound: Bound, *arguments: Any, **options: Any) -> Pulled:
     cell = bound.cell
     if isinstance(cell.pull, Forms):
         bound = bound._replace(cell=cell._replace(pull=cell.pull.gpu))
-    return adjoint_recursion(
-        _scan(steps, K), bound, dleaving, dreset, back, K, reverse=reverse, record=record
-    )
+    return adjoint_recursion(scan, bound, *arguments, **options)
 
 
 GPU_LOOPS = unrolled(UNROLL)
 """Two `jax.lax.scan` of a few steps at a time."""
-
-
-def _scan(steps: int, K: Any) -> Callable[..., Any]:
-    # a number of steps that is known by name alone cannot be divided into iterations
-    return functools.partial(lax.scan, unroll=steps if isinstance(K, int) else 1)
 
 
 def _joined(state: State) -> Any:

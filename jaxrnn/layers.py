@@ -18,11 +18,11 @@ __all__ = [
     "Layer",
     "LayerParams",
     "LayerState",
-    "each_start",
     "learnable",
     "noted",
     "output_size",
     "run",
+    "start_of",
 ]
 
 MERGES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
@@ -116,7 +116,7 @@ def run(
     return finals, hs, of_steps
 
 
-def each_start(each: Layer, params: LayerParams, batch_shape: tuple[int, ...]) -> LayerState:
+def start_of(each: Layer, params: LayerParams, batch_shape: tuple[int, ...]) -> LayerState:
     """The state before the first step of both directions."""
 
     def rows(leaf: jax.Array) -> jax.Array:

@@ -30,7 +30,6 @@ __all__ = [
     "adjoint_recursion",
     "by_platform",
     "recursion",
-    "static",
 ]
 
 
@@ -126,28 +125,24 @@ def _on_its_platform(
 
 
 def recursion(
-    bound: Bound, reset_state: State | None
-) -> Callable[[State, Ahead], tuple[State, Any]]:
-    """One step: from the carry and the step's inputs to the state after it and its gates."""
+    scan: Callable[..., Any],
+    bound: Bound,
+    entering: State,
+    reset_state: State | None,
+    ahead: Ahead,
+    K: Any,
+    *,
+    reverse: bool,
+) -> Advanced:
+    """The recursion, over `jax.lax.scan` or another ``scan`` of its signature."""
 
     def step(carry: State, at: Ahead) -> tuple[State, Any]:
         before = carry if at.cut is None else select(at.cut, reset_state, carry)
         after, gates = pieces.advance(bound, before, at.inputs)
-        return select(at.valid, after, carry), gates
-
-    return step
-
-
-def _advance(
-    bound: Bound, entering: State, reset_state: State | None, ahead: Ahead, K: Any, *, reverse: bool
-) -> Advanced:
-    one_step = recursion(bound, reset_state)
-
-    def step(carry: State, at: Ahead) -> tuple[State, Any]:
-        after, gates = one_step(carry, at)
+        after = select(at.valid, after, carry)
         return after, (after, gates)
 
-    leaving, (after, gates) = lax.scan(step, entering, ahead, reverse=reverse, length=static(K))
+    leaving, (after, gates) = scan(step, entering, ahead, reverse=reverse, length=_static(K))
     return Advanced(leaving, after, gates)
 
 
@@ -200,16 +195,20 @@ def adjoint_recursion(
         (dleaving, dreset),
         back._replace(factors=stacked),
         reverse=not reverse,
-        length=static(K),
+        length=_static(K),
     )
     return Pulled(dentering, dreset, deltas, dafter)
 
 
-XLA_LOOPS = Loops("xla", _advance, functools.partial(adjoint_recursion, lax.scan))
+XLA_LOOPS = Loops(
+    "xla",
+    functools.partial(recursion, lax.scan),
+    functools.partial(adjoint_recursion, lax.scan),
+)
 """Two `jax.lax.scan`."""
 
 
-def static(K: Any) -> int | None:
+def _static(K: Any) -> int | None:
     """The length for `jax.lax.scan`, which takes one known by name from its arrays alone."""
     return K if isinstance(K, int) else None
 

@@ -33,11 +33,11 @@ from jaxrnn.layers import (
     Layer,
     LayerParams,
     LayerState,
-    each_start,
     learnable,
     noted,
     output_size,
     run,
+    start_of,
 )
 from jaxrnn.sequence import unroll, unroll_reference
 
@@ -121,7 +121,7 @@ class Network(NamedTuple):
         batch_shape = batch_shape_of(batch_shape)
         return StackState(
             tuple(
-                each_start(each, of_layer, batch_shape)
+                start_of(each, of_layer, batch_shape)
                 for each, of_layer in zip(self.layers, self.checked(params), strict=True)
             )
         )
@@ -175,7 +175,7 @@ class Network(NamedTuple):
         masks = {"lengths": lengths, "mask": mask, "resets": resets, "detach": detach}
         budgets = _shares(self, layers, xs, masks, memory_budget)
         valid = mask
-        if lengths is not None and mask is None and shape:
+        if lengths is not None and mask is None and any(each.residual for each in self.layers):
             valid = steps_before(lengths, shape[0], shape[1:])
         finals: list[Any] = []
         states: list[Any] = []
@@ -185,7 +185,7 @@ class Network(NamedTuple):
                     each,
                     of_layer,
                     xs,
-                    each_start(each, of_layer, shape[1:]) if start is None else start,
+                    start_of(each, of_layer, shape[1:]) if start is None else start,
                     masks,
                     valid,
                     key=None if key is None else jax.random.fold_in(key, n),

@@ -19,7 +19,7 @@ __all__ = [
     "Tuning",
     "choose",
     "chunk_length",
-    "tuning",
+    "target_tuning",
 ]
 
 RESIDUALS = ("gates", "states", "carries")
@@ -117,7 +117,7 @@ TUNING = {
 }
 
 
-def tuning() -> Tuning:
+def target_tuning() -> Tuning:
     """The column of the platform that a call is traced for."""
     return TUNING.get(target_platform(), TUNING["cpu"])
 
@@ -152,7 +152,7 @@ def choose(
     Raises:
         ValueError: a budget in which nothing fits; the message says the least.
     """
-    column = tuning()
+    column = target_tuning()
     T, rows, I, H = sizes[:4]
 
     def default_chunk(residuals: str, workspace: int = step.backward) -> int:

@@ -205,7 +205,7 @@ def compiled(
 ) -> TrainStep:
     """`jax.jit` of a training step, which refuses a state that is none or has been donated."""
     donate = static_bool("donate", donate)
-    options = _options("compiler_options", compiler_options, platform)
+    options = _options(compiler_options, platform)
     jitted = jax.jit(
         step, donate_argnums=0 if donate else (), compiler_options=options, **shardings
     )
@@ -235,7 +235,7 @@ def compiled(
     return train_step
 
 
-def _options(name: str, options: Any, platform: str | None) -> dict[str, Any] | None:
+def _options(options: Any, platform: str | None) -> dict[str, Any] | None:
     """The options for `jax.jit`: None where there are none, as an inner jit must have."""
     if options == "auto":
         options = platforms.compiler_options(platform)
@@ -245,8 +245,8 @@ def _options(name: str, options: Any, platform: str | None) -> dict[str, Any] | 
     )
     if options is not None and not known:
         raise ValueError(
-            f"`{name}` must be None, 'auto' or a dict of XLA's options by name, values strings, "
-            f"numbers or booleans; got {options!r}"
+            "`compiler_options` must be None, 'auto' or a dict of XLA's options by name, values "
+            f"strings, numbers or booleans; got {options!r}"
         )
     return options or None
 

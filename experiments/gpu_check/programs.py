@@ -74,14 +74,18 @@ def inputs(cell: str, shape: Shape, dtype: Any) -> tuple[Any, jax.Array, jax.Arr
     return params, xs, dhs
 
 
-def training(spec: Spec) -> Program:
+def gradients(
+    unroll: Callable[..., Any], cell: str, params: Any, xs: jax.Array, dhs: jax.Array
+) -> tuple[Any, jax.Array]:
     """The gradients of params and inputs for a cotangent of every output."""
-    cell, arrays = CELLS[spec.cell], inputs(spec.cell, spec.shape, dtype_of(spec.precision))
+    _, pull = jax.vjp(lambda params, xs: unroll(CELLS[cell], params, xs)[1], params, xs)
+    return pull(dhs)
 
-    def step(params: Any, xs: jax.Array, dhs: jax.Array) -> Any:
-        _, pull = jax.vjp(lambda params, xs: spec.unroll(cell, params, xs)[1], params, xs)
-        return pull(dhs)
 
+def training(spec: Spec) -> Program:
+    """`gradients`, compiled as it says."""
+    arrays = inputs(spec.cell, spec.shape, dtype_of(spec.precision))
+    step = functools.partial(gradients, spec.unroll, spec.cell)
     with products(spec.precision):
         jitted = jax.jit(step, compiler_options=spec.options)
         started = time.perf_counter()

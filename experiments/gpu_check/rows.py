@@ -31,6 +31,7 @@ from experiments.gpu_check.programs import (
     Shape,
     Spec,
     agreement,
+    gradients,
     inputs,
     products,
     seconds_of,
@@ -245,19 +246,14 @@ def _right(cell: str, shape: Shape, rounded: bool) -> Any:
     given = inputs(cell, shape, jnp.bfloat16 if rounded else jnp.float32)
     params, xs, dhs = jax.tree.map(lambda a: a.astype(jnp.float32), given)
 
-    def step(params: Any, xs: jax.Array, dhs: jax.Array) -> Any:
-        _, pull = jax.vjp(
-            lambda params, xs: jaxrnn.unroll_reference(CELLS[cell], params, xs)[1], params, xs
-        )
-        return pull(dhs)
-
+    step = functools.partial(gradients, jaxrnn.unroll_reference, cell)
     with products("float32"):
         return jax.jit(step)(params, xs, dhs)
 
 
-def _named(gradients: Any) -> dict[str, np.ndarray]:
+def _named(found: Any) -> dict[str, np.ndarray]:
     """By the names that the benchmarks use."""
-    dparams, dxs = jax.device_get(gradients)
+    dparams, dxs = jax.device_get(found)
     leaves = jax.tree_util.tree_leaves_with_path(dparams)
     named = {f"d{jax.tree_util.keystr(path, simple=True)}": leaf for path, leaf in leaves}
     return {name: np.asarray(leaf, np.float32) for name, leaf in {**named, "dxs": dxs}.items()}
