@@ -159,6 +159,11 @@ def smoke_version(config: Config) -> Config:
     )
 
 
+def network_of(name: str, config: Config) -> jaxrnn.Network:
+    """Make the network of the cell of that name: one layer."""
+    return jaxrnn.layer(CELLS[name], config.hidden_size)
+
+
 class Measurements(NamedTuple):
     """The numbers behind one stage of the report, as arrays; fields by the names in jaxrnn."""
 
@@ -170,24 +175,25 @@ class Measurements(NamedTuple):
     row_norms: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("cell", "task", "windows"))
+@functools.partial(jax.jit, static_argnames=("network", "task", "windows"))
 def measure(
-    cell: jaxrnn.Cell,
+    network: jaxrnn.Network,
     task: Task,
     params: classifier.Params,
     batch: Any,
     windows: tuple[int, ...],
 ) -> Measurements:
     """Measure the gradient of the batch's loss: one program, compiled once for both stages."""
-    (final,) = classifier.final_states(cell, params, batch, HANDWRITTEN.unroll)
+    lengths = batch.lengths
+    final_state, _ = network.apply(params.network, batch.xs, lengths=lengths)
 
     def loss(final: Any) -> jax.Array:
         outputs = HANDWRITTEN.affine(params.readout, final.h)
         return task.loss(outputs, batch, HANDWRITTEN)
 
+    ((final, _),), (layer,), (of_layer,) = final_state.layers, network.layers, params.network.layers
     # the loss reads the final states only
-    arguments = (cell, params.forward, batch.xs, None, jax.grad(loss)(final))
-    lengths = batch.lengths
+    arguments = (layer.cell, of_layer.forward, batch.xs, None, jax.grad(loss)(final))
     contributions = diagnostics.step_contributions(
         *arguments, lengths=lengths, from_end=lengths is not None
     )
@@ -202,14 +208,14 @@ def measure(
 
 
 def analyse(
-    cell: jaxrnn.Cell,
+    network: jaxrnn.Network,
     task: Task,
     params: classifier.Params,
     batch: Any,
     windows: tuple[int, ...],
 ) -> dict[str, Any]:
     """Return the numbers of one stage, as result.json holds them."""
-    found = jax.device_get(measure(cell, task, params, batch, windows))
+    found = jax.device_get(measure(network, task, params, batch, windows))
     T, rows = batch.xs.shape[:2]
     lengths = np.full(rows, T) if batch.lengths is None else np.asarray(batch.lengths)
     # of h and c together: either alone leaves out what passes through the other
@@ -297,7 +303,7 @@ def train_network(
         eval_every=config.save_every,
         save_every=config.save_every,
     )
-    loss = tasks.batch_loss(CELLS[name], task)
+    loss = tasks.batch_loss(network_of(name, config), task)
     schedule = optax.cosine_decay_schedule(config.learning_rate, task.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(schedule))
     state, rows = training.train(
@@ -337,7 +343,7 @@ def study(
     trained, losses = train_network(name, task_name, task, initial, batches, config)
     print(f"{CELL_NAMES[name]} on {task.title}: compiling and measuring the gradient")
     stages = {
-        stage: analyse(CELLS[name], task, params, batch, config.windows)
+        stage: analyse(network_of(name, config), task, params, batch, config.windows)
         for stage, params in zip(STAGES, (initial, trained), strict=True)
     }
     curve = [float(part.mean()) for part in np.array_split(losses, min(CURVE_POINTS, len(losses)))]
@@ -345,16 +351,20 @@ def study(
 
 
 def check_gradients(
-    learnt: Mapping[str, Task], initial: Mapping[str, Any], batches: Mapping[str, Any]
+    learnt: Mapping[str, Task],
+    initial: Mapping[str, Any],
+    batches: Mapping[str, Any],
+    config: Config,
 ) -> dict[str, float]:
     """Compare every network's gradient by hand with jax.grad of the reference."""
     differences: dict[str, float] = {}
     for task_name, task in learnt.items():
         for name, params in initial[task_name].items():
             print(f"{CELL_NAMES[name]} on {task.title}: compiling both gradients")
+            network = network_of(name, config)
             found = cross_check.gradient_differences(
-                tasks.batch_loss(CELLS[name], task),
-                tasks.batch_loss(CELLS[name], task, classifier.AUTODIFF),
+                tasks.batch_loss(network, task),
+                tasks.batch_loss(network, task, classifier.AUTODIFF),
                 params,
                 batches[task_name],
             )
@@ -385,23 +395,22 @@ def run(config: Config) -> dict[str, Any]:
     batches = {name: task.draw(analysed, config.rows) for name, task in learnt.items()}
     init_key = jax.random.key(config.seed)
     initial = {
-        task_name: {
-            name: tasks.init(CELLS[name], task, init_key, config.hidden_size) for name in cells
-        }
+        task_name: {name: tasks.init(network_of(name, config), task, init_key) for name in cells}
         for task_name, task in learnt.items()
     }
-    differences = check_gradients(learnt, initial, batches)
+    differences = check_gradients(learnt, initial, batches, config)
 
-    trained: dict[str, dict[str, classifier.Params]] = {name: {} for name in learnt}
+    trained: dict[str, dict[str, Any]] = {name: {} for name in learnt}
     reports: dict[str, Any] = {}
     for task_name, task in learnt.items():
         batch = batches[task_name]
         training_batches = tasks.training_batches(task, trained_on)
         of_cells: dict[str, Any] = {}
         for name in cells:
-            trained[task_name][name], of_cells[name] = study(
+            params, of_cells[name] = study(
                 name, task_name, task, initial[task_name][name], batch, training_batches, config
             )
+            trained[task_name][name] = network_of(name, config), params
         lengths = np.full(config.rows, len(batch.xs)) if batch.lengths is None else batch.lengths
         reports[task_name] = {
             "title": task.title,

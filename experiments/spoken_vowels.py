@@ -169,6 +169,11 @@ def smoke_version(config: Config) -> Config:
     )
 
 
+def network_of(config: Config) -> jaxrnn.Network:
+    """Make the recurrent network: one layer."""
+    return jaxrnn.layer(CELLS[config.cell], config.hidden_size, bidirectional=config.bidirectional)
+
+
 def draw_batch(train: Utterances, config: Config, step: int) -> Utterances:
     """Draw the batch of a step from the seed and the step alone: a resumed run draws the same."""
     generator = np.random.default_rng((config.seed, step))
@@ -197,7 +202,7 @@ def train_network(
     Raises:
         NumericalError: the training diverged; metrics.jsonl shows how.
     """
-    cell = CELLS[config.cell]
+    network = network_of(config)
     origin = {"experiment": "spoken_vowels", **json_config(config)}
     # where a run is saved, how often, and what runs it, does not change its numbers
     for option in ("out", "save_every", *devices.Placement._fields):
@@ -215,9 +220,9 @@ def train_network(
     return training.train(
         plan,
         state,
-        devices.make_train_step(classifier.make_loss(cell, config.noise), optimizer, mesh),
+        devices.make_train_step(classifier.make_loss(network, config.noise), optimizer, mesh),
         draw=lambda step: draw_batch(data.train, config, step),
-        evaluate=lambda params: evaluate_splits(cell, params, data),
+        evaluate=lambda params: evaluate_splits(network, params, data),
         line=progress_line,
         mesh=mesh,
         axes=ROWS,
@@ -225,13 +230,13 @@ def train_network(
 
 
 def evaluate_splits(
-    cell: jaxrnn.Cell, params: classifier.Params, data: TrainingData
+    network: jaxrnn.Network, params: classifier.Params, data: TrainingData
 ) -> dict[str, float]:
     """Loss and accuracy, without noise, on the training and the held-out utterances."""
     figures = {}
     for name, utterances in (("train", data.train), ("holdout", data.held_out)):
         if utterances is not None:
-            loss, predicted = classifier.evaluate(cell, params, utterances)
+            loss, predicted = classifier.evaluate(network, params, utterances)
             figures[f"{name}_loss"] = float(loss)
             figures[f"{name}_accuracy"] = float(np.mean(np.asarray(predicted) == utterances.labels))
     return figures
@@ -267,20 +272,14 @@ def run(config: Config) -> dict[str, Any]:
     if first:
         config = dataclasses.replace(config, out=records.prepare_folder(config.out))
     data = prepare_training(config.holdout)
-    cell = CELLS[config.cell]
+    network = network_of(config)
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
-    params = classifier.init(
-        cell,
-        init_key,
-        japanese_vowels.CHANNELS,
-        config.hidden_size,
-        japanese_vowels.SPEAKERS,
-        bidirectional=config.bidirectional,
-    )
+    channels, speakers = japanese_vowels.CHANNELS, japanese_vowels.SPEAKERS
+    params = classifier.init(network, init_key, channels, speakers)
 
     if first:
         losses = [
-            classifier.make_loss(cell, config.noise, functions)
+            classifier.make_loss(network, config.noise, functions)
             for functions in (classifier.HANDWRITTEN, classifier.AUTODIFF)
         ]
         print("compiling both gradients of the cross-check")
@@ -300,7 +299,7 @@ def run(config: Config) -> dict[str, Any]:
     # the only place that reads the test set, after all that could learn from it
     test = japanese_vowels.load("test")
     standardised = standardise(test, data.mean, data.deviation)
-    predicted = np.asarray(classifier.evaluate(cell, trained, standardised)[1])
+    predicted = np.asarray(classifier.evaluate(network, trained, standardised)[1])
     accuracy = float(np.mean(predicted == test.labels))
     # the baselines may use the held-out utterances too: any advantage is theirs
     others = baselines.accuracies(japanese_vowels.load("train"), test) | PUBLISHED
@@ -323,7 +322,7 @@ def run(config: Config) -> dict[str, Any]:
     )
 
     norms_before, norms_after = (
-        jax.device_get(classifier.hidden_gradient_norms(cell, each, data.train))
+        jax.device_get(classifier.hidden_gradient_norms(network, each, data.train))
         for each in (params, trained)
     )
     counts = (

@@ -1,8 +1,8 @@
 """What a recurrent network learns from its last state: a sum of two numbers, or a speaker."""
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -13,6 +13,9 @@ from experiments.classifier import HANDWRITTEN, Functions
 from experiments.data import adding, japanese_vowels
 from experiments.data.japanese_vowels import Utterances
 from experiments.data.training import select
+
+Trained: TypeAlias = Mapping[str, tuple[jaxrnn.Network, classifier.Params]]
+"""Networks with their parameters, by name."""
 
 
 class Task(NamedTuple):
@@ -68,29 +71,30 @@ def training_batches(task: Task, generator: np.random.Generator) -> Any:
     return jax.tree.map(lambda *each: np.stack(each), *batches)
 
 
-def init(cell: jaxrnn.Cell, task: Task, key: jax.Array, hidden_size: int) -> classifier.Params:
-    """Draw the initial parameters of a network of one direction.
+def init(network: jaxrnn.Network, task: Task, key: jax.Array) -> classifier.Params:
+    """Draw the initial parameters of a network of one layer in one direction.
 
     Not under `jax.jit`: what draws one network's weights is then compiled for all of them.
     """
+    (layer,) = network.layers
     cell_key, readout_key = jax.random.split(key)
+    of_cell = layer.cell.init(cell_key, task.inputs, layer.hidden_size)
     return classifier.Params(
-        forward=cell.init(cell_key, task.inputs, hidden_size),
-        backward=None,
-        readout=jaxrnn.init_affine(readout_key, hidden_size, task.outputs),
+        network=jaxrnn.StackParams((jaxrnn.LayerParams(of_cell, None, None),)),
+        readout=jaxrnn.init_affine(readout_key, layer.hidden_size, task.outputs),
     )
 
 
 def batch_loss(
-    cell: jaxrnn.Cell, task: Task, functions: Functions = HANDWRITTEN
+    network: jaxrnn.Network, task: Task, functions: Functions = HANDWRITTEN
 ) -> Callable[[classifier.Params, Any], jax.Array]:
     """Make ``loss(params, batch)``."""
     return lambda params, batch: task.loss(
-        classifier.outputs(cell, params, batch, functions), batch, functions
+        classifier.outputs(network, params, batch, functions), batch, functions
     )
 
 
-def score_sums(networks: dict[str, classifier.Params], test: adding.Sequences) -> dict[str, Any]:
+def score_sums(networks: Trained, test: adding.Sequences) -> dict[str, Any]:
     """Mean squared error on new sequences, beside that of always predicting the mean.
 
     A network's "gain" over the baseline has a standard error, of the difference sequence by
@@ -100,9 +104,9 @@ def score_sums(networks: dict[str, classifier.Params], test: adding.Sequences) -
     targets = np.asarray(test.targets, np.float64)
     baseline = np.square(adding.MEAN - targets).ravel()
     scores = {}
-    outputs = jax.jit(classifier.outputs, static_argnums=(0, 3))
-    for name, params in networks.items():
-        sums = outputs(classifier.CELLS[name], params, test, HANDWRITTEN)
+    outputs = jax.jit(classifier.outputs, static_argnums=0)
+    for name, (network, params) in networks.items():
+        sums = outputs(network, params, test)
         errors = np.square(np.asarray(sums, np.float64) - targets).ravel()
         gains = baseline - errors
         scores[name] = {
@@ -118,17 +122,15 @@ def score_sums(networks: dict[str, classifier.Params], test: adding.Sequences) -
     }
 
 
-def score_speakers(
-    networks: dict[str, classifier.Params], test: Utterances, others: dict[str, float]
-) -> dict[str, Any]:
+def score_speakers(networks: Trained, test: Utterances, others: dict[str, float]) -> dict[str, Any]:
     """Wrongly classified utterances, beside those of other methods, given by their accuracies.
 
     ``test`` is standardised like the training utterances.
     """
     count = len(test.labels)
     scores = {}
-    for name, params in networks.items():
-        predicted = classifier.evaluate(classifier.CELLS[name], params, test)[1]
+    for name, (network, params) in networks.items():
+        predicted = classifier.evaluate(network, params, test)[1]
         scores[name] = {"errors": int(np.sum(np.asarray(predicted) != test.labels))}
     baselines = {name: round((1 - accuracy) * count) for name, accuracy in others.items()}
     return {"count": count, "baselines": baselines, "networks": scores}

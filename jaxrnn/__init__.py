@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from jaxrnn import cells, convert, diagnostics, initializers, parallel, products, testing
+from jaxrnn.batches import pad_sequences, windows
 from jaxrnn.cells import (
     ELMAN,
     GRU,
@@ -30,7 +31,7 @@ from jaxrnn.cells import (
     cell_from_step,
 )
 from jaxrnn.decoding import generate
-from jaxrnn.embedding import EmbeddingParams, embed, init_embedding, pad_sequences
+from jaxrnn.embedding import EmbeddingParams, embed, init_embedding
 from jaxrnn.network import (
     LayerParams,
     LayerState,
@@ -51,7 +52,14 @@ from jaxrnn.readout import (
     squared_error,
 )
 from jaxrnn.sequence import unroll, unroll_reference, valid_steps
-from jaxrnn.training import TrainState, decay_mask, init_train_state, make_train_step
+from jaxrnn.streaming import make_stream_step
+from jaxrnn.training import (
+    TrainState,
+    accumulate,
+    decay_mask,
+    init_train_state,
+    make_train_step,
+)
 
 if TYPE_CHECKING:
     from jaxrnn import textbook
@@ -77,6 +85,7 @@ __all__ = [
     "StackParams",
     "StackState",
     "TrainState",
+    "accumulate",
     "affine",
     "cell_from_step",
     "cells",
@@ -92,6 +101,7 @@ __all__ = [
     "initializers",
     "last_valid",
     "layer",
+    "make_stream_step",
     "make_train_step",
     "pad_sequences",
     "parallel",
@@ -105,6 +115,7 @@ __all__ = [
     "unroll",
     "unroll_reference",
     "valid_steps",
+    "windows",
 ]
 
 

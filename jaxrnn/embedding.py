@@ -1,4 +1,4 @@
-"""Integer tokens as vectors: a lookup with its gradient by hand, and sequences of several lengths.
+"""Integer tokens as vectors: a lookup with its gradient by hand.
 
     x_t = E[k_t]                dE[k] = sum of dx_t over all t and rows with k_t = k
 
@@ -9,19 +9,17 @@ table by both ways.
 """
 
 import functools
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.export import register_namedtuple_serialization
 
 from jaxrnn.checks import array, concrete, describe, floating, floating_dtype, size
 from jaxrnn.dtypes import accumulation_dtype
 from jaxrnn.initializers import Initializer
 
-__all__ = ["EmbeddingParams", "embed", "init_embedding", "pad_sequences"]
+__all__ = ["EmbeddingParams", "embed", "init_embedding"]
 
 
 class EmbeddingParams(NamedTuple):
@@ -108,43 +106,3 @@ def _lookup_bwd(
 
 
 _lookup.defvjp(_lookup_fwd, _lookup_bwd)
-
-
-def pad_sequences(sequences: Sequence[Any], *, padding: Any = 0) -> tuple[np.ndarray, np.ndarray]:
-    """One array of sequences of several lengths, time first, and these lengths.
-
-    Args:
-        sequences: arrays ``[T_b, ...]`` that are alike but for ``T_b``, which may be 0.
-        padding: what stands behind the end of a sequence.
-
-    Returns:
-        ``(xs [T, B, ...], lengths [B])`` with T the longest; NumPy arrays, lengths int32.
-
-    Raises:
-        TypeError: no arrays of one dtype.
-        ValueError: no sequences, or of different shapes.
-
-    Example:
-        >>> import jaxrnn
-        >>> xs, lengths = jaxrnn.pad_sequences([[1, 2, 3], [4]])
-        >>> xs.tolist(), lengths.tolist()
-        ([[1, 4], [2, 0], [3, 0]], [3, 1])
-    """
-    arrays = [np.asarray(each) for each in sequences]
-    if not arrays:
-        raise ValueError("`sequences` must be at least one; got none")
-    for b, each in enumerate(arrays):
-        if each.ndim == 0 or each.shape[1:] != arrays[0].shape[1:]:
-            raise ValueError(
-                f"`sequences` must be arrays [T, ...], alike but for T; got {arrays[0].shape} and, "
-                f"at {b}, {each.shape}"
-            )
-        if each.dtype != arrays[0].dtype:
-            raise TypeError(
-                f"`sequences` must have one dtype; got {arrays[0].dtype} and, at {b}, {each.dtype}"
-            )
-    lengths = np.array([len(each) for each in arrays], np.int32)
-    xs = np.full((lengths.max(), len(arrays), *arrays[0].shape[1:]), padding, arrays[0].dtype)
-    for b, each in enumerate(arrays):
-        xs[: len(each), b] = each
-    return xs, lengths

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn import initializers
 
+from jaxrnn.checks import size
 from jaxrnn.dtypes import accumulation_dtype
 
 __all__ = [
     "Initializer",
+    "chrono",
     "glorot_uniform",
     "identity",
     "orthogonal",
@@ -95,6 +97,24 @@ def spectral_radius(radius: float) -> Initializer:
             largest, jax.ShapeDtypeStruct(shape[:-2], drawn.dtype), drawn, vmap_method="expand_dims"
         )
         return (drawn * (radius / found)).astype(dtype)
+
+    return draw
+
+
+def chrono(longest: int) -> Initializer:
+    """The initializer of the bias of a gate that keeps the state: ``log u``, u ~ U[1, longest - 1].
+
+    With it, a unit forgets after about u steps: some units remember as long as the dependencies
+    that are expected, ``longest`` steps. `LSTM.init` takes it as ``forget_bias``, `GRU.init` as
+    ``update_bias``. Reference: Tallec and Ollivier, "Can recurrent neural networks warp time?",
+    2018, eq. 16.
+    """
+    if size("longest", longest) < 3:
+        raise ValueError(f"`longest` must be at least 3 steps; got {longest}")
+
+    def draw(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
+        wide = accumulation_dtype(dtype)
+        return jnp.log(jax.random.uniform(key, shape, wide, 1, longest - 1)).astype(dtype)
 
     return draw
 

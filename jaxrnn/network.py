@@ -201,23 +201,37 @@ class Network(NamedTuple):
         outputs = StackState(tuple(finals)), xs
         return (*outputs, StackState(tuple(states))) if return_states else outputs
 
-    def step(self, params: StackParams, state: StackState, x: Any) -> tuple[StackState, jax.Array]:
-        """One step of all layers, without dropout: ``x [..., I]`` -> (state, h [..., O]).
+    def step(
+        self, params: StackParams, state: StackState, x: Any, *, key: jax.Array | None = None
+    ) -> tuple[StackState, jax.Array]:
+        """One step of all layers: ``x [..., I]`` -> (state, h [..., O]).
+
+        Args:
+            params: from `init`.
+            state: from `initial_state`, or from the step before.
+            x: one input, or a pytree if the first layer's cell takes one.
+            key: as in `apply`. Masks per sequence are those that `apply` draws of the same key;
+                masks per step are as new as the key is.
 
         Raises:
+            TypeError: a state that is none.
             ValueError: a layer in both directions, whose backward one begins at the end.
         """
         layers = self.checked(params)
         states = _layers_of("state", state, StackState, len(layers))
         if state is None:
             raise TypeError("`state` must be a jaxrnn.StackState, from initial_state; got None")
-        after = []
-        for n, (each, of_layer, before) in enumerate(zip(self.layers, layers, states, strict=True)):
+        for n, each in enumerate(self.layers):
             if each.bidirectional:
                 raise ValueError(
                     f"layer {n} reads its sequence in both directions, and a stream has no end to "
                     "begin from: `step` needs layers that run forwards"
                 )
+        if key is not None:
+            final_state, hs = self.apply(params, jax.tree.map(lambda a: a[None], x), state, key=key)
+            return final_state, jax.tree.map(lambda h: h[0], hs)
+        after = []
+        for n, (each, of_layer, before) in enumerate(zip(self.layers, layers, states, strict=True)):
             with noted(f"in layer {n}, of {each.cell.name}"):
                 forward, h = each.cell.step(of_layer.forward, before.forward, x)
             after.append(LayerState(forward, None))

@@ -14,8 +14,9 @@ from jax.export import register_namedtuple_serialization
 
 from jaxrnn import platforms
 from jaxrnn.checks import describe, static_bool
+from jaxrnn.dtypes import accumulation_dtype, in_dtype_of, zero_sums
 
-__all__ = ["TrainState", "decay_mask", "init_train_state", "make_train_step"]
+__all__ = ["TrainState", "accumulate", "decay_mask", "init_train_state", "make_train_step"]
 
 
 class TrainState(NamedTuple):
@@ -116,6 +117,78 @@ def make_train_step(
     return compiled(step, donate=donate, compiler_options=compiler_options)
 
 
+def accumulate(
+    sum_fn: Callable[[Any, Any, jax.Array], tuple[jax.Array, jax.Array]],
+) -> Callable[[Any, Any, jax.Array], jax.Array]:
+    """The mean loss over microbatches, as a loss function for `make_train_step`.
+
+    The sum of all losses is divided by the sum of all weights, so microbatches with different
+    numbers of valid steps count as in one batch. The gradient of each microbatch is taken together
+    with its loss, and added up: one microbatch is in memory at a time.
+
+    Args:
+        sum_fn: ``(params, microbatch, key) -> (sum of losses, sum of weights)``, two scalars: a
+            loss with ``reduction="sum"``, and the sum of its ``weights`` or of its ``mask``.
+
+    Returns:
+        ``loss_fn(params, microbatches, key) -> loss``. Every leaf of ``microbatches`` has one axis
+        before those of a microbatch, and every microbatch a key of its own. If the weights sum to
+        0, the loss is 0 with zero gradients. The params alone have gradients.
+
+    Raises:
+        TypeError: a ``sum_fn`` that is no function of three arguments; at a call, one that does not
+            return two scalars, the first of them floating.
+        ValueError: at a call, leaves with different numbers of microbatches, or with none.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> params = jaxrnn.init_affine(jax.random.key(0), 3, 1)
+        >>> def sum_fn(params, microbatch, key):
+        ...     xs, ys, mask = microbatch
+        ...     predictions = jaxrnn.affine(params, xs)
+        ...     loss = jaxrnn.squared_error(predictions, ys, mask=mask, reduction="sum")
+        ...     return loss, mask.sum()
+        >>> loss_fn = jaxrnn.accumulate(sum_fn)
+        >>> batch = jnp.ones((4, 8, 3)), jnp.ones((4, 8, 1)), jnp.ones((4, 8), bool)
+        >>> jax.grad(loss_fn)(params, batch, jax.random.key(1)).w.shape
+        (3, 1)
+    """
+    _require_function("sum_fn", sum_fn, "(params, microbatch, key)")
+
+    def loss_fn(params: Any, microbatches: Any, key: jax.Array) -> jax.Array:
+        each = microbatches, jax.random.split(key, _count(microbatches))
+        first = jax.tree.map(lambda leaf: leaf[0], each)
+        nothing = _zero_sums_of(jax.eval_shape(sum_fn, params, *first))
+
+        def add(sums: Any, found: Any) -> tuple[Any, None]:
+            return jax.tree.map(lambda total, a: total + a.astype(total.dtype), sums, found), None
+
+        # a closure over the batch: to differentiate by it is an error of JAX's, not a wrong zero
+        @jax.custom_vjp
+        def mean_loss(params: Any) -> jax.Array:
+            def of_one(sums: Any, one: Any) -> tuple[Any, None]:
+                return add(sums, sum_fn(params, *one))
+
+            (loss, weight), _ = lax.scan(of_one, nothing, each)
+            return loss * _reciprocal(weight)
+
+        def forward(params: Any) -> tuple[jax.Array, Any]:
+            def of_one(sums: Any, one: Any) -> tuple[Any, None]:
+                return add(sums, jax.value_and_grad(sum_fn, has_aux=True)(params, *one))
+
+            ((loss, weight), dparams), _ = lax.scan(of_one, (nothing, zero_sums(params)), each)
+            share = _reciprocal(weight)
+            return loss * share, in_dtype_of(params, jax.tree.map(lambda d: d * share, dparams))
+
+        def backward(dparams: Any, dloss: jax.Array) -> tuple[Any]:
+            return (jax.tree.map(lambda d: d * dloss.astype(d.dtype), dparams),)
+
+        mean_loss.defvjp(forward, backward)
+        return mean_loss(params)
+
+    return loss_fn
+
+
 def decay_mask(params: Any) -> Any:
     """True for the weights that an optimizer may let decay, False for biases and initial states.
 
@@ -135,7 +208,7 @@ def decay_mask(params: Any) -> Any:
 def step_function(loss_fn: Callable[..., Any], optimizer: Optimizer, *, has_aux: bool) -> TrainStep:
     """The training step before `jax.jit`."""
     _require_optimizer(optimizer)
-    _require_loss(loss_fn)
+    _require_function("loss_fn", loss_fn, "(params, batch, key)")
 
     def loss_and_aux(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
         out = loss_fn(params, batch, key)
@@ -251,6 +324,37 @@ def _options(options: Any, platform: str | None) -> dict[str, Any] | None:
     return options or None
 
 
+def _count(microbatches: Any) -> int:
+    """The number of microbatches, the first axis of every leaf."""
+    counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(microbatches)}
+    if len(counts) != 1 or counts & {(), (0,)}:
+        raise ValueError(
+            "`microbatches` must be arrays [N, ...] with N microbatches each, at least one; got "
+            f"{describe(microbatches)}"
+        )
+    return counts.pop()[0]
+
+
+def _zero_sums_of(like: Any) -> tuple[jax.Array, jax.Array]:
+    """Zeros in the place of the two sums that a ``sum_fn`` returns, of one dtype."""
+    if (
+        not isinstance(like, tuple)
+        or [getattr(leaf, "shape", None) for leaf in like] != [(), ()]
+        or not jnp.issubdtype(like[0].dtype, jnp.floating)
+    ):
+        raise TypeError(
+            "`sum_fn` must return (sum of losses, sum of weights), two scalars, the first one "
+            f"floating; got {describe(like)}"
+        )
+    dtype = accumulation_dtype(like[0].dtype)
+    return jnp.zeros((), dtype), jnp.zeros((), dtype)
+
+
+def _reciprocal(weight: jax.Array) -> jax.Array:
+    """``1 / weight``, 0 for 0."""
+    return jnp.where(weight == 0, 0, 1 / jnp.where(weight == 0, 1, weight))
+
+
 def _is_deleted(leaf: jax.Array) -> bool:
     return not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted()
 
@@ -295,11 +399,12 @@ def _require_optimizer(optimizer: Any) -> None:
         )
 
 
-def _require_loss(loss_fn: Any) -> None:
-    if not callable(loss_fn):
-        raise TypeError(f"`loss_fn` must be a function; got {describe(loss_fn)}")
+def _require_function(name: str, function: Any, takes: str) -> None:
+    """Refuse what cannot be called with three arguments."""
+    if not callable(function):
+        raise TypeError(f"`{name}` must be a function; got {describe(function)}")
     try:
-        signature = inspect.signature(loss_fn)
+        signature = inspect.signature(function)
     except ValueError:
         # a builtin does not say what it takes
         return
@@ -307,6 +412,6 @@ def _require_loss(loss_fn: Any) -> None:
         signature.bind(None, None, None)
     except TypeError as error:
         raise TypeError(
-            "`loss_fn` must take (params, batch, key), even if it does not use the key; "
+            f"`{name}` must take {takes}, even if it does not use the key; "
             f"got a function of {signature}"
         ) from error

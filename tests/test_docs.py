@@ -19,6 +19,8 @@ MODULES = [
     "cells.from_step",
     "sequence",
     "network",
+    "streaming",
+    "batches",
     "embedding",
     "decoding",
     "readout",

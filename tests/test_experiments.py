@@ -310,15 +310,16 @@ def test_test_set_is_read_once_and_after_the_last_step(smoke):
 def test_wrong_gradient_stops_the_run_before_training(run_experiment, tmp_path):
     # the reference of another network: what a wrong rule looks like
     patch = """
-right = classifier.AUTODIFF.unroll
-def wrong(cell, params, xs, **options):
-    return right(cell, params, 1.001 * xs, **options)
-classifier.AUTODIFF = classifier.AUTODIFF._replace(unroll=wrong)
+def wrong(cell, params, xs, state, **options):
+    return jaxrnn.unroll_reference(cell, params, 1.001 * xs, state, **options)
+classifier.AUTODIFF = classifier.AUTODIFF._replace(
+    differentiated=lambda network: network._replace(unroll=wrong)
+)
 """
     done = run_experiment("spoken_vowels", *SMOKE, "--out", tmp_path, patch=patch)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "forward.w_ih" in done.stderr
+    assert "network.layers[0].forward.w_ih" in done.stderr
     assert not (tmp_path / "metrics.jsonl").exists()
 
 

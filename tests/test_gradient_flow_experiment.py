@@ -278,8 +278,8 @@ def test_training_utterances_are_drawn_once_each_with_noise():
 def test_score_of_the_sums_is_the_mean_squared_error_beside_the_baseline_s(monkeypatch):
     test = adding.draw(np.random.default_rng(0), 5, 400)
     predictions = {"elman": np.ones_like(test.targets), "gru": test.targets + np.float32(0.1)}
-    monkeypatch.setattr(jax, "jit", lambda *_, **__: lambda _, params, *__: predictions[params])
-    score = tasks.score_sums({name: name for name in predictions}, test)
+    monkeypatch.setattr(jax, "jit", lambda *_, **__: lambda _, params, __: predictions[params])
+    score = tasks.score_sums({name: (None, name) for name in predictions}, test)
     baseline = score["baselines"]["always predicting the mean"]
     assert baseline == pytest.approx(np.mean((test.targets - 1) ** 2))
     elman, gru = score["networks"]["elman"], score["networks"]["gru"]
@@ -428,12 +428,14 @@ def test_the_last_window_holds_what_the_windows_before_it_leave():
 
 def test_the_gradient_analysed_is_that_of_the_batch_s_loss():
     task = tasks.adding_problem(6, steps=1, batch_size=2)
-    cell = tasks.classifier.CELLS["elman"]
-    params = tasks.init(cell, task, jax.random.key(0), 3)
+    network = jaxrnn.layer(jaxrnn.ELMAN, 3)
+    params = tasks.init(network, task, jax.random.key(0))
     batch = task.draw(np.random.default_rng(0), 4)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        numbers = analyse(cell, task, params, batch, windows=(2,))
-        gradient = jax.grad(tasks.batch_loss(cell, task))(params, batch).forward
+        numbers = analyse(network, task, params, batch, windows=(2,))
+        gradient = (
+            jax.grad(tasks.batch_loss(network, task))(params, batch).network.layers[0].forward
+        )
     for name, leaf in gradient._asdict().items():
         assert numbers["gradient_norm"][name] == pytest.approx(np.linalg.norm(leaf), rel=1e-5)
 

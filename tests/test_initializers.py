@@ -196,3 +196,40 @@ def test_weights_decay_and_nothing_else():
     assert of_layer.forward == jaxrnn.GRUParams(w_ih=True, w_hh=True, b=False, b_hn=False)
     assert of_layer.initial_state.forward.h is False
     assert head == jaxrnn.AffineParams(w=True, b=False)
+
+
+@pytest.mark.parametrize(
+    ("cell", "option", "keeps", "others"),
+    [(jaxrnn.LSTM, "forget_bias", 1, {0: -1}), (jaxrnn.GRU, "update_bias", 1, {})],
+    ids=["LSTM", "GRU"],
+)
+def test_chrono_biases_spread_the_memory_of_units_over_the_dependencies(
+    cell, option, keeps, others
+):
+    """Uniform on 1..T-1, the input gate's the negative, all other gates as without it."""
+    longest, units = 50, 4000
+    draw = {option: initializers.chrono(longest)}
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 1, units, **draw))
+    assert {leaf.dtype for leaf in params} == {jnp.dtype(jnp.float32)}
+    # small weights: orthogonal ones of so many units take seconds
+    small = jax.nn.initializers.zeros
+    drawn = cell.init(jax.random.key(0), 1, units, recurrent_init=small, **draw).b
+    gates = np.split(np.asarray(drawn, np.float64), GATES[cell.name])
+    steps = np.exp(gates[keeps])
+    assert 1 <= steps.min() < 1.1
+    assert longest - 1.1 < steps.max() <= (longest - 1) * (1 + 1e-6)
+    assert np.mean(steps) == pytest.approx(longest / 2, rel=0.03)
+    assert np.std(steps) == pytest.approx((longest - 2) / np.sqrt(12), rel=0.03)
+    for gate in range(GATES[cell.name]):
+        if gate != keeps:
+            np.testing.assert_array_equal(gates[gate], others.get(gate, 0) * gates[keeps])
+
+
+def test_chrono_needs_a_dependency_of_several_steps():
+    with pytest.raises(ValueError, match="`longest` must be at least 3 steps; got 2"):
+        initializers.chrono(2)
+
+
+def test_a_number_as_the_update_bias_is_the_update_gates_alone():
+    b = jaxrnn.GRU.init(jax.random.key(0), I, H, update_bias=2.0).b
+    np.testing.assert_array_equal(b, np.repeat([0.0, 2.0, 0.0], H).astype(np.float32))

@@ -335,18 +335,6 @@ def small_network():
     )
 
 
-def test_streaming_is_apply_step_by_step():
-    network = small_network()
-    params = network.init(jax.random.key(0), 2, dtype=jnp.float64)
-    params = jax.tree.map(lambda a: a + 0.1, params)
-    xs = random_tree(jax.ShapeDtypeStruct((6, 3, 2), jnp.float64))
-    final, hs = network.apply(params, xs)
-    state, found = jax.lax.scan(
-        lambda state, x: network.step(params, state, x), network.initial_state(params, (3,)), xs
-    )
-    assert_same((state, found), (final, hs))
-
-
 def test_a_stack_of_stacks_has_their_layers_and_each_gap_keeps_its_dropout():
     a, b, c = (jaxrnn.layer(cell, 4) for cell in (ELMAN, GRU, LSTM))
     inner = jaxrnn.stack(a, b, dropout=0.1, input_dropout=0.2)

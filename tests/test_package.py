@@ -60,6 +60,8 @@ LADDER = [
     "jaxrnn.sequence",
     "jaxrnn.layers",
     "jaxrnn.network",
+    "jaxrnn.streaming",
+    "jaxrnn.batches",
     "jaxrnn.embedding",
     "jaxrnn.decoding",
     "jaxrnn.readout",
@@ -174,6 +176,7 @@ def test_public_names_are_these():
         "StackParams",
         "StackState",
         "TrainState",
+        "accumulate",
         "affine",
         "cell_from_step",
         "cells",
@@ -189,6 +192,7 @@ def test_public_names_are_these():
         "initializers",
         "last_valid",
         "layer",
+        "make_stream_step",
         "make_train_step",
         "pad_sequences",
         "parallel",
@@ -202,6 +206,7 @@ def test_public_names_are_these():
         "unroll",
         "unroll_reference",
         "valid_steps",
+        "windows",
     ]
     assert all(hasattr(jaxrnn, name) for name in jaxrnn.__all__)
 

@@ -60,15 +60,26 @@ def init(
     input_init: Initializer = glorot_uniform,
     recurrent_init: Initializer = orthogonal,
     bias_init: Initializer = zeros,
+    update_bias: float | Initializer = 0.0,
 ) -> GRUParams:
-    """Initial weights, each gate's block drawn on its own."""
+    """Initial weights, each gate's block drawn on its own.
+
+    ``update_bias``, a number or an initializer such as `jaxrnn.initializers.chrono`, is added to
+    the part of ``b`` of the update gate z, which keeps the state.
+    """
     I, H = size("input_size", input_size), size("hidden_size", hidden_size)
     dtype = floating_dtype("dtype", dtype)
     k_ih, k_hh, k_b, k_hn = jax.random.split(key, 4)
+    b_z: jax.Array | float
+    if callable(update_bias):
+        b_z = update_bias(jax.random.fold_in(key, 4), (H,), dtype)
+    else:
+        b_z = update_bias
+    b = per_gate(bias_init, 3)(k_b, (3 * H,), dtype)
     return GRUParams(
         w_ih=per_gate(input_init, 3)(k_ih, (I, 3 * H), dtype),
         w_hh=per_gate(recurrent_init, 3)(k_hh, (H, 3 * H), dtype),
-        b=per_gate(bias_init, 3)(k_b, (3 * H,), dtype),
+        b=b.at[H : 2 * H].add(jnp.asarray(b_z, dtype)),
         b_hn=bias_init(k_hn, (H,), dtype),
     )
 

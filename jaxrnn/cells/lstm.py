@@ -52,23 +52,30 @@ def init(
     input_init: Initializer = glorot_uniform,
     recurrent_init: Initializer = orthogonal,
     bias_init: Initializer = zeros,
-    forget_bias: float = 1.0,
+    forget_bias: float | Initializer = 1.0,
 ) -> LSTMParams:
     """Initial weights, each gate's block drawn on its own.
 
     ``forget_bias`` is added to the forget gate's part of ``b``: at 1 the cell state is kept by
     default at the start of training (Gers et al. 2000; Jozefowicz et al., "An empirical
     exploration of recurrent network architectures", 2015). It is a value of the parameter, not a
-    constant in the equations.
+    constant in the equations. Of an initializer, such as `jaxrnn.initializers.chrono`, the negative
+    is added to the input gate's part too: then i = 1 - f where both read zeros.
     """
     I, H = size("input_size", input_size), size("hidden_size", hidden_size)
     dtype = floating_dtype("dtype", dtype)
     k_ih, k_hh, k_b = jax.random.split(key, 3)
     b = per_gate(bias_init, 4)(k_b, (4 * H,), dtype)
+    b_f: jax.Array | float
+    if callable(forget_bias):
+        b_f = forget_bias(jax.random.fold_in(key, 3), (H,), dtype)
+        b = b.at[:H].add(-b_f)
+    else:
+        b_f = forget_bias
     return LSTMParams(
         w_ih=per_gate(input_init, 4)(k_ih, (I, 4 * H), dtype),
         w_hh=per_gate(recurrent_init, 4)(k_hh, (H, 4 * H), dtype),
-        b=b.at[H : 2 * H].add(jnp.asarray(forget_bias, dtype)),
+        b=b.at[H : 2 * H].add(jnp.asarray(b_f, dtype)),
     )
 
 

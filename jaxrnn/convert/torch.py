@@ -120,7 +120,8 @@ def to_torch(network: Network, params: StackParams, prefix: str = "") -> dict[st
                 f"direction, outputs side by side, neither residual nor with a learned initial "
                 f"state; layer {n} is {each}"
             )
-        if each.cell not in _CELLS.values():
+        # how its params are drawn does not matter
+        if not any(each.cell._replace(init=known.init) == known for known in _CELLS.values()):
             raise ValueError(f"`network` must have ELMAN, LSTM or GRU cells; got {each.cell.name}")
     found = {}
     for n, of_layer in enumerate(network.checked(params)):
