@@ -1,4 +1,4 @@
-"""What the documentation shows is what runs: the README's code, links and commands, docstrings."""
+"""What the documentation shows is what runs: code, links and commands of its pages, docstrings."""
 
 import ast
 import doctest
@@ -12,7 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+CODE = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
+BLOCKS = CODE.findall(README)
 MODULES = [
     "platforms",
     "initializers",
@@ -57,8 +59,19 @@ def test_the_code_of_the_readme_runs(code, tmp_path, monkeypatch):
     exec(compile(code, "README.md", "exec"), {})
 
 
-def test_the_readme_shows_code():
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    """Its blocks in order, each with the names of those before it."""
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for n, code in enumerate(CODE.findall(page.read_text())):
+        exec(compile(code, f"{page.name}, block {n}", "exec"), names)
+    assert names
+
+
+def test_there_is_code_to_run():
     assert BLOCKS
+    assert PAGES
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -90,9 +103,10 @@ def test_every_test_that_the_readme_names_exists():
         assert name in functions, f"{file} has no {name}"
 
 
-def test_every_file_that_the_readme_links_exists():
-    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
+def test_every_file_that_a_page_links_exists(page):
+    for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
 
 
 def test_every_command_of_the_readme_is_a_target_of_the_makefile():
