@@ -129,7 +129,8 @@ def make_train_step(
         loss_fn: ``(params, batch, key) -> loss`` or ``(loss, aux)``, of the whole batch.
         optimizer: any optax optimizer, or `optax.MultiSteps`.
         mesh: with an axis `DATA_AXIS`.
-        has_aux: whether ``loss_fn`` returns a dict of arrays to report, too.
+        has_aux: whether ``loss_fn`` returns a dict of arrays to report, too. Those with rows, such
+            as a state for the next segment, stay spread over the devices; scalars are on each.
         donate: whether the buffers of the state passed in are reused for the state returned.
         compiler_options: None, those of `jax.jit`, or ``"auto"``, for the devices of the mesh.
 
@@ -165,7 +166,7 @@ def make_train_step(
         compiler_options=compiler_options,
         platform=mesh.devices.flat[0].platform,
         in_shardings=(everywhere, None),
-        out_shardings=everywhere,
+        out_shardings=(everywhere, None),
     )
 
 

@@ -338,3 +338,27 @@ def test_the_platform_is_that_of_the_mesh_or_of_the_default_device():
         assert target_platform() == "gpu"
     with jax.default_device(jax.devices("cpu")[0]):
         assert target_platform() == "cpu"
+
+
+def test_three_layers_over_ten_thousand_steps_train_within_the_closed_form():
+    """The layers' footprints, and the gradient of each one's outputs, as long as they are."""
+    T, B, H = 10_000, 4, 32
+    network = jaxrnn.stack(*(jaxrnn.layer(cell, H) for cell in (jaxrnn.LSTM, jaxrnn.GRU)))
+    network = jaxrnn.stack(network, jaxrnn.layer(jaxrnn.LSTM, H))
+    params = jax.eval_shape(lambda: network.init(jax.random.key(0), H))
+    xs = jax.ShapeDtypeStruct((T, B, H), jnp.float32)
+
+    def temporaries(network, **options):
+        def loss(params, xs):
+            return jnp.sum(network.apply(params, xs, **options)[1] ** 2)
+
+        compiled = jax.jit(jax.grad(loss)).lower(params, xs).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    within = 0
+    for each in network.layers:
+        problem = abstract_problem(each.cell, T=T, B=B, I=H, H=H)
+        found = footprint(problem, *choose(problem, residuals="carries"))
+        within += found.total + found.outputs
+    assert 0.7 * within < temporaries(network, residuals="carries") < within
+    assert temporaries(jaxrnn.reference(network)) > 5 * within

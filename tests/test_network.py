@@ -213,7 +213,7 @@ def assert_network_is_the_composition(c, network=None):
 
 
 SEEDS = [
-    pytest.param(seed, marks=[] if seed < 10 else pytest.mark.slow, id=str(combination(seed)))
+    pytest.param(seed, marks=[] if seed < 30 else pytest.mark.slow, id=str(combination(seed)))
     for seed in range(300)
 ]
 
@@ -225,7 +225,7 @@ def test_a_network_is_the_composition_of_its_layers(seed):
 
 def test_the_combinations_drawn_hold_every_choice():
     """Those of `make test` too: no choice is left to the slow ones."""
-    drawn = [combination(seed) for seed in range(10)]
+    drawn = [combination(seed) for seed in range(30)]
     parts = [part for c in drawn for part in c.parts]
     for choices, found in (
         ({ELMAN, LSTM, GRU}, {p.cell for p in parts}),

@@ -609,6 +609,30 @@ def test_training_on_eight_devices_is_training_on_one(kind):
     assert_same(*map(jax.device_get, (spread.params, state.params)), 1e-5)
 
 
+def test_a_state_carried_from_segment_to_segment_stays_with_its_rows():
+    """Truncated BPTT on several devices: the state is not gathered, and the next step as cheap."""
+    network = jaxrnn.stack(jaxrnn.layer(jaxrnn.GRU, H), jaxrnn.layer(jaxrnn.ELMAN, H))
+    params = network.init(jax.random.key(0), I)
+    mesh, optimizer = mesh_of(AxisType.Auto), optax.sgd(0.1)
+
+    def loss_fn(params, batch, key):
+        xs, state = batch
+        state, hs = network.apply(params, xs, state)
+        return jnp.mean(hs**2), {"state": state}
+
+    train_step = parallel.make_train_step(loss_fn, optimizer, mesh, has_aux=True)
+    state = jaxrnn.init_train_state(params, optimizer, jax.random.key(1))
+    state = parallel.replicate(state, mesh)
+    xs = parallel.shard_rows(jnp.ones((7, B, I), jnp.float32), mesh, 1)
+    carried = parallel.shard_rows(network.initial_state(params, (B,)), mesh)
+    state, metrics = train_step(state, (xs, carried))
+    for leaf in jax.tree.leaves(metrics["state"]):
+        assert tuple(leaf.sharding.spec) == ("data",)
+    assert metrics["loss"].sharding.is_fully_replicated
+    found = collectives(train_step.lower(state, (xs, metrics["state"])).compile())
+    assert set(found) == {(0, "all-reduce")}
+
+
 @pytest.mark.parametrize("donate", [True, False])
 def test_a_state_on_a_mesh_is_donated_if_asked(donate):
     mesh, optimizer = parallel.make_mesh(), optax.sgd(0.1)
