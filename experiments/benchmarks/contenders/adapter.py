@@ -24,6 +24,7 @@ class Network(NamedTuple):
         fields: what `step` returned as ``{"h": h}``, with ``"c"`` for the LSTM.
         batch_major: ``xs`` and ``hs`` are ``[B, T, ...]`` in place of ``[T, B, ...]``.
         single_row: `step` takes one row without an axis for it.
+        stream_step: a compiled `step`, where the library has one that is not ``jax.jit(step)``.
         replicate: puts the parameters onto all devices.
         spread: puts ``[T, B, ...]`` onto them, each with rows of its own.
     """
@@ -35,6 +36,7 @@ class Network(NamedTuple):
     fields: Callable[[Any], dict[str, jax.Array]]
     batch_major: bool = False
     single_row: bool = False
+    stream_step: Callable[[Any, Any, jax.Array], Any] | None = None
     replicate: Callable[[Any], Any] = lambda params: params
     spread: Callable[[jax.Array], jax.Array] = lambda sequence: sequence
 
@@ -94,7 +96,12 @@ def _step(network: Network, params: Any, arrays: Arrays) -> Program:
         fields = network.fields(returned)
         return {name: np.asarray(field).reshape(1, -1) for name, field in fields.items()}
 
-    return _jitted(network.step, (params, network.state(**rows), x), outputs)
+    arguments = params, network.state(**rows), x
+    program = _jitted(network.step, arguments, outputs)
+    stream_step = network.stream_step
+    if stream_step is None:
+        return program
+    return program._replace(run=lambda: jax.block_until_ready(stream_step(*arguments)))
 
 
 def _jitted(

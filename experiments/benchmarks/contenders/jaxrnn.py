@@ -23,12 +23,13 @@ def network(unroll: Callable[..., Any], cell: str, I: int, H: int) -> Network:
         params=lambda weights: params_type(**weights),
         unroll=lambda params, xs: unroll(functions, params, xs)[1],
         step=functions.step,
+        stream_step=jaxrnn.make_stream_step(functions),
         state=lambda **fields: state_type(**fields),
         fields=lambda returned: returned[0]._asdict(),
     )
 
 
 CONTENDER = Contender(
-    how="jaxrnn.unroll with its defaults; streaming: jax.jit(cell.step)",
+    how="jaxrnn.unroll with its defaults; streaming: make_stream_step(cell)",
     programs=functools.partial(programs, functools.partial(network, jaxrnn.unroll)),
 )
