@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 from support.problems import assert_same, random_tree
 from support.programs import collectives
+from support.user_cells import recurrent_dropout
 
 import jaxrnn
 from jaxrnn import ELMAN, GRU, LSTM, LayerState, StackState
 from jaxrnn.parallel import make_mesh, replicate, shard_rows
+
+# one of the user's cells, which draws a mask for every sequence
+DROPPED_LSTM = recurrent_dropout(LSTM, 0.5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Combination:
     size: int
     masks: str
     resets: bool
+    detach: bool
     given_state: bool
     policy: str | None
     dtype: str
@@ -48,7 +53,8 @@ class Combination:
             f"{'l' * p.learned}{'d' * len(p.dropouts)}"
             for p in self.parts
         )
-        rest = f"{self.masks}-{'resets-' * self.resets}{'state-' * self.given_state}{self.policy}"
+        flags = [name for name in ("resets", "detach", "given_state") if getattr(self, name)]
+        rest = "-".join([self.masks, *flags, str(self.policy)])
         return f"{self.seed}:{layers}-{self.batch}-{rest}-{self.dtype}-{self.devices}"
 
 
@@ -73,7 +79,7 @@ def combination(seed):
         rates = [(draw.choice([0.2, 0.5]), draw.choice(["step", "sequence"]))]
         parts.append(
             Part(
-                cell=draw.choice([ELMAN, LSTM, GRU]),
+                cell=draw.choice([ELMAN, LSTM, GRU, DROPPED_LSTM]),
                 hidden=hidden,
                 bidirectional=bidirectional,
                 merge=merge,
@@ -91,6 +97,7 @@ def combination(seed):
         size=size,
         masks=draw.choice(["all", "lengths", "mask"]),
         resets=draw.random() < 0.5,
+        detach=draw.random() < 0.3,
         given_state=draw.random() < 0.4,
         policy=draw.choice([None, "gates", "states", "carries"]),
         dtype=draw.choice(["float64", "float64", "float64", "float32"]),
@@ -115,9 +122,8 @@ def network_of(parts):
     return network
 
 
-def composed(parts, params, xs, state, key, *, lengths, mask, resets, residuals=None):
+def composed(parts, params, xs, state, key, *, lengths, mask, resets, detach):
     """The network written out: every layer by `jaxrnn.unroll_reference`."""
-    del residuals
     T, batch = xs.shape[0], xs.shape[1:-1]
     valid = jnp.ones((T, *batch), bool) if mask is None else mask
     if lengths is not None:
@@ -140,9 +146,13 @@ def composed(parts, params, xs, state, key, *, lengths, mask, resets, residuals=
                 learned = getattr(p.initial_state, name)
                 fresh = jax.tree.map(lambda a, b: jnp.broadcast_to(a, b.shape), learned, fresh)
             start = fresh if state is None else getattr(state.layers[n], name)
-            options = dict(lengths=lengths, mask=mask, resets=resets, reverse=reverse)
+            options = dict(
+                lengths=lengths, mask=mask, resets=resets, detach=detach, reverse=reverse
+            )
             if resets is not None:
                 options["reset_state"] = fresh
+            if part.cell.draw is not None:
+                options["key"] = keys[1 + reverse]
             found.append(
                 jaxrnn.unroll_reference(part.cell, own, xs, start, return_states=True, **options)
             )
@@ -175,13 +185,14 @@ def problem_of(c):
     if c.given_state:
         like = network.initial_state(params, c.batch)
         state = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), dtype), like)
-    masks = dict(lengths=None, mask=None, resets=None)
+    masks = dict(lengths=None, mask=None, resets=None, detach=None)
     if c.masks == "lengths":
         masks["lengths"] = jnp.asarray(rng.integers(0, c.T + 1, size=c.batch))
     if c.masks == "mask":
         masks["mask"] = jnp.asarray(rng.random((c.T, *c.batch)) < 0.7)
-    if c.resets:
-        masks["resets"] = jnp.asarray(rng.random((c.T, *c.batch)) < 0.3)
+    for name in ("resets", "detach"):
+        if getattr(c, name):
+            masks[name] = jnp.asarray(rng.random((c.T, *c.batch)) < 0.3)
     return network, params, xs, state, masks
 
 
@@ -228,7 +239,7 @@ def test_the_combinations_drawn_hold_every_choice():
     drawn = [combination(seed) for seed in range(30)]
     parts = [part for c in drawn for part in c.parts]
     for choices, found in (
-        ({ELMAN, LSTM, GRU}, {p.cell for p in parts}),
+        ({ELMAN, LSTM, GRU, DROPPED_LSTM}, {p.cell for p in parts}),
         ({True, False}, {p.bidirectional for p in parts}),
         ({"concat", "sum", "mean", "multiply"}, {p.merge for p in parts if p.bidirectional}),
         ({True, False}, {p.residual for p in parts}),
@@ -236,6 +247,7 @@ def test_the_combinations_drawn_hold_every_choice():
         ({"step", "sequence"}, {mask for p in parts for _, mask in p.dropouts}),
         ({"all", "lengths", "mask"}, {c.masks for c in drawn}),
         ({True, False}, {c.resets for c in drawn}),
+        ({True, False}, {c.detach for c in drawn}),
         ({True, False}, {c.given_state for c in drawn}),
         ({None, "gates", "states", "carries"}, {c.policy for c in drawn}),
         ({"float64", "float32"}, {c.dtype for c in drawn}),
@@ -252,6 +264,7 @@ ONE_LAYER = Combination(
     size=2,
     masks="lengths",
     resets=True,
+    detach=False,
     given_state=False,
     policy=None,
     dtype="float64",

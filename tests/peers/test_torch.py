@@ -1,5 +1,8 @@
 """Networks against PyTorch itself, on the same weights: values, final states and gradients."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,7 @@ import torch
 import jaxrnn
 from jaxrnn.convert import from_torch, to_torch
 
+README = Path(__file__).parent.parent.parent / "README.md"
 T, B, I, H = 7, 4, 3, 5
 MODULES = {"RNN": torch.nn.RNN, "LSTM": torch.nn.LSTM, "GRU": torch.nn.GRU}
 
@@ -57,3 +61,36 @@ def test_a_module_loads_what_is_written_for_it(kind):
     with torch.no_grad():
         expected = module(torch.tensor(xs))[0]
     np.testing.assert_allclose(network.apply(params, xs)[1], expected, rtol=0, atol=1e-6)
+
+
+def test_the_classifier_of_the_readme_is_that_of_a_torch_user():
+    """Embedding with padding, two layers in both directions, lengths, dropout off, and a head."""
+    code = re.search(r"```python\n([^`]*init_embedding.*?)```", README.read_text(), re.DOTALL)
+    ours = {}
+    exec(code[1], ours)
+    params, tokens, lengths = (ours[name] for name in ("params", "tokens", "lengths"))
+
+    embedding = torch.nn.Embedding(100, 8, padding_idx=0)
+    lstm = torch.nn.LSTM(8, 16, 2, bidirectional=True, dropout=0.3)
+    head = torch.nn.Linear(32, 5)
+
+    def tensor(a):
+        return torch.from_numpy(np.array(a))
+
+    arrays = to_torch(ours["network"], params["network"])
+    lstm.load_state_dict({key: tensor(array) for key, array in arrays.items()})
+    embedding.load_state_dict({"weight": tensor(params["embedding"].table)})
+    head.load_state_dict({"weight": tensor(params["head"].w.T), "bias": tensor(params["head"].b)})
+    lstm.eval()
+    packed = torch.nn.utils.rnn.pack_padded_sequence(
+        embedding(tensor(tokens)), tensor(lengths), enforce_sorted=False
+    )
+    _, (h, _) = lstm(packed)
+    logits = head(torch.cat([h[-2], h[-1]], dim=-1))
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor([1, 4]))
+    found = ours["loss"](params, tokens, lengths, jnp.array([1, 4]))
+    np.testing.assert_allclose(found, expected.detach(), rtol=0, atol=1e-6)
+    xs = jaxrnn.embed(params["embedding"], jnp.asarray(tokens), padding=0)
+    final, _ = ours["network"].apply(params["network"], xs, lengths=jnp.asarray(lengths))
+    for direction, theirs in zip(final.layers[-1], h[-2:], strict=True):
+        np.testing.assert_allclose(direction.h, theirs.detach(), rtol=0, atol=1e-6)
