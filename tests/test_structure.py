@@ -5,32 +5,13 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 from support.problems import make_problem
-from support.programs import carries, equations, jaxprs_of, outputs_of
+from support.programs import carries, equations, outputs_of, products, step_loops
 
 import jaxrnn
 from jaxrnn.gpu_loops import UNROLL
 
 T, B, I, H = 64, 3, 5, 7
 POLICIES = ["gates", "states", "carries"]
-
-
-def step_loops(f, *args, unroll=1):
-    """The innermost scans of f's program, over so many steps an iteration: those for one platform.
-
-    A program has the loops for every platform until it is compiled for one.
-    """
-    loops = [e for e in equations(jax.make_jaxpr(f)(*args).jaxpr) if e.primitive.name == "scan"]
-    return [
-        loop
-        for loop in loops
-        if not any(e.primitive.name == "scan" for j in jaxprs_of(loop) for e in equations(j))
-        and loop.params["unroll"] == unroll
-    ]
-
-
-def products(loop):
-    (body,) = jaxprs_of(loop)
-    return sum(e.primitive.name == "dot_general" for e in equations(body))
 
 
 def training_step(cell, unroll, steps_an_iteration=1, **options):

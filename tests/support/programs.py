@@ -136,3 +136,22 @@ def outputs_of(loop):
 
 def carries(loop):
     return outputs_of(loop)[0]
+
+
+def step_loops(f, *args, unroll=1):
+    """The innermost scans of f's program, over so many steps an iteration: those for one platform.
+
+    A program has the loops for every platform until it is compiled for one.
+    """
+    loops = [e for e in equations(jax.make_jaxpr(f)(*args).jaxpr) if e.primitive.name == "scan"]
+    return [
+        loop
+        for loop in loops
+        if not any(e.primitive.name == "scan" for j in jaxprs_of(loop) for e in equations(j))
+        and loop.params["unroll"] == unroll
+    ]
+
+
+def products(loop):
+    (body,) = jaxprs_of(loop)
+    return sum(e.primitive.name == "dot_general" for e in equations(body))
