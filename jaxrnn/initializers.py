@@ -137,6 +137,9 @@ def per_gate(initializer: Initializer, gates: int) -> Initializer:
         True
     """
 
+    if gates == 1:
+        return initializer
+
     def draw(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
         block = (*shape[:-1], shape[-1] // gates)
         blocks = [initializer(k, block, dtype) for k in jax.random.split(key, gates)]

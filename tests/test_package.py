@@ -45,6 +45,7 @@ LADDER = [
     "jaxrnn.initializers",
     "jaxrnn.blocks",
     "jaxrnn.cells.cell",
+    "jaxrnn.cells.gated",
     "jaxrnn.cells.elman",
     "jaxrnn.cells.lstm",
     "jaxrnn.cells.gru",

@@ -18,10 +18,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.cells.cell import Cell, Expects, documentation, zero_state
-from jaxrnn.checks import floating_dtype, size, sizes_of, step_arguments, vector
+from jaxrnn.cells.cell import Cell, Expects, documentation
+from jaxrnn.cells.gated import affine_gradients, draw_weights, one_step, zero_start
+from jaxrnn.checks import sizes_of, vector
 from jaxrnn.initializers import Initializer, glorot_uniform, orthogonal, zeros
-from jaxrnn.products import add_bias, bias_gradient, input_gradient, weight_gradient
+from jaxrnn.products import add_bias, input_gradient
 
 __all__ = ["ELMAN", "ElmanParams", "ElmanState"]
 
@@ -45,14 +46,14 @@ def init(
     bias_init: Initializer = zeros,
 ) -> ElmanParams:
     """Initial weights, each initializer a function ``(key, shape, dtype)``."""
-    I, H = size("input_size", input_size), size("hidden_size", hidden_size)
-    dtype = floating_dtype("dtype", dtype)
-    k_ih, k_hh, k_b = jax.random.split(key, 3)
-    return ElmanParams(
-        w_ih=input_init(k_ih, (I, H), dtype),
-        w_hh=recurrent_init(k_hh, (H, H), dtype),
-        b=bias_init(k_b, (H,), dtype),
+    weights = draw_weights(
+        *(key, input_size, hidden_size, 1),
+        dtype=dtype,
+        input_init=input_init,
+        recurrent_init=recurrent_init,
+        bias_init=bias_init,
     )
+    return ElmanParams(*weights)
 
 
 class ElmanState(NamedTuple):
@@ -65,11 +66,6 @@ def expects(params: ElmanParams) -> Expects:
     sizes, like = sizes_of(params, ElmanParams, ("I H", "H H", "H"), owner="ELMAN")
     x, h = vector(sizes["I"], like.b.dtype), vector(sizes["H"], like.b.dtype)
     return Expects(params=like, x=x, state=ElmanState(h=h))
-
-
-def initial_state(params: ElmanParams, batch_shape: tuple[int, ...] = ()) -> ElmanState:
-    """The zero state of rows of that batch shape, a tuple of ints."""
-    return zero_state(expects(params), batch_shape)
 
 
 def project(params: ElmanParams, xs: jax.Array, consts: None) -> jax.Array:
@@ -92,15 +88,6 @@ def advance(
     # in a step the bias costs nothing, in bulk it would take another turn over all inputs
     a = add_bias(inputs + state.h @ params.w_hh, params.b)
     return ElmanState(h=jnp.tanh(a)), ()
-
-
-def step(
-    params: ElmanParams, state: ElmanState, x: jax.Array, consts: None = None
-) -> tuple[ElmanState, jax.Array]:
-    """One step: ``x [..., I]``, state ``[..., H]`` -> (state, h)."""
-    state, x = step_arguments(expects(params), state, x)
-    state, _ = advance(params, state, project(params, x, consts), consts)
-    return state, state.h
 
 
 def linearize(
@@ -145,11 +132,7 @@ def gradients(
     Textbook: rnn-5, rnn-6, rnn-7, rnn-8, net-8, net-9, net-10.
     """
     del after, gates, consts
-    dparams = ElmanParams(
-        w_ih=weight_gradient(xs, da),
-        w_hh=weight_gradient(before.h, da),
-        b=bias_gradient(da),
-    )
+    dparams = ElmanParams(*affine_gradients(xs, before.h, da))
     return dparams, input_gradient(da, params.w_ih), None
 
 
@@ -165,8 +148,8 @@ def recurrent(params: ElmanParams) -> dict[str, jax.Array]:
 ELMAN = Cell(
     name="ELMAN",
     init=init,
-    initial_state=initial_state,
-    step=step,
+    initial_state=zero_start(expects),
+    step=one_step(expects, project, advance),
     expects=expects,
     project=project,
     advance=advance,

@@ -30,9 +30,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn.blocks import in_one_piece, sigmoid_and_complement
-from jaxrnn.cells.cell import Cell, Expects, documentation, zero_state
-from jaxrnn.checks import floating_dtype, size, sizes_of, step_arguments, vector
-from jaxrnn.initializers import Initializer, glorot_uniform, orthogonal, per_gate, zeros
+from jaxrnn.cells.cell import Cell, Expects, documentation
+from jaxrnn.cells.gated import draw_weights, gate_bias, one_step, zero_start
+from jaxrnn.checks import sizes_of, vector
+from jaxrnn.initializers import Initializer, glorot_uniform, orthogonal, zeros
 from jaxrnn.products import add_bias, bias_gradient, input_gradient, weight_gradient
 
 __all__ = ["GRU", "GRUParams", "GRUState"]
@@ -67,20 +68,20 @@ def init(
     ``update_bias``, a number or an initializer such as `jaxrnn.initializers.chrono`, is added to
     the part of ``b`` of the update gate z, which keeps the state.
     """
-    I, H = size("input_size", input_size), size("hidden_size", hidden_size)
-    dtype = floating_dtype("dtype", dtype)
-    k_ih, k_hh, k_b, k_hn = jax.random.split(key, 4)
-    b_z: jax.Array | float
-    if callable(update_bias):
-        b_z = update_bias(jax.random.fold_in(key, 4), (H,), dtype)
-    else:
-        b_z = update_bias
-    b = per_gate(bias_init, 3)(k_b, (3 * H,), dtype)
+    w_ih, w_hh, b = draw_weights(
+        *(key, input_size, hidden_size, 3),
+        dtype=dtype,
+        input_init=input_init,
+        recurrent_init=recurrent_init,
+        bias_init=bias_init,
+    )
+    H = hidden_size
+    b_z = gate_bias(update_bias, jax.random.fold_in(key, 4), H, b.dtype)
     return GRUParams(
-        w_ih=per_gate(input_init, 3)(k_ih, (I, 3 * H), dtype),
-        w_hh=per_gate(recurrent_init, 3)(k_hh, (H, 3 * H), dtype),
-        b=b.at[H : 2 * H].add(jnp.asarray(b_z, dtype)),
-        b_hn=bias_init(k_hn, (H,), dtype),
+        w_ih=w_ih,
+        w_hh=w_hh,
+        b=b.at[H : 2 * H].add(b_z),
+        b_hn=bias_init(jax.random.split(key, 4)[3], (H,), b.dtype),
     )
 
 
@@ -94,11 +95,6 @@ def expects(params: GRUParams) -> Expects:
     sizes, like = sizes_of(params, GRUParams, ("I 3H", "H 3H", "3H", "H"), owner="GRU")
     x, h = vector(sizes["I"], like.b.dtype), vector(sizes["H"], like.b.dtype)
     return Expects(params=like, x=x, state=GRUState(h=h))
-
-
-def initial_state(params: GRUParams, batch_shape: tuple[int, ...] = ()) -> GRUState:
-    """The zero state of rows of that batch shape, a tuple of ints."""
-    return zero_state(expects(params), batch_shape)
 
 
 class GRUGates(NamedTuple):
@@ -148,15 +144,10 @@ def advance(
     return GRUState(h=not_z * n + z * state.h), GRUGates(r=r, a_z=a_z, n=n, q=q)
 
 
-def step(
-    params: GRUParams, state: GRUState, x: jax.Array, consts: None = None
-) -> tuple[GRUState, jax.Array]:
-    """One step: ``x [..., I]``, state ``[..., H]`` -> (state, h)."""
-    state, x = step_arguments(expects(params), state, x)
-    # one product, because a call by itself pays for each
-    inputs = GRUInputs(*jnp.split(x @ params.w_ih, 3, axis=-1))
-    state, _ = advance(params, state, inputs, consts)
-    return state, state.h
+def project_at_once(params: GRUParams, x: jax.Array, consts: None) -> GRUInputs:
+    """`project` by one product, because a step by itself pays for each."""
+    del consts
+    return GRUInputs(*jnp.split(x @ params.w_ih, 3, axis=-1))
 
 
 class GRUFactors(NamedTuple):
@@ -279,8 +270,8 @@ def recurrent(params: GRUParams) -> dict[str, jax.Array]:
 GRU = Cell(
     name="GRU",
     init=init,
-    initial_state=initial_state,
-    step=step,
+    initial_state=zero_start(expects),
+    step=one_step(expects, project_at_once, advance),
     expects=expects,
     project=project,
     advance=advance,

@@ -27,10 +27,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxrnn.blocks import block, in_one_piece, sigmoid_or_tanh
-from jaxrnn.cells.cell import Cell, Expects, Forms, documentation, zero_state
-from jaxrnn.checks import floating_dtype, size, sizes_of, step_arguments, vector
-from jaxrnn.initializers import Initializer, glorot_uniform, orthogonal, per_gate, zeros
-from jaxrnn.products import add_bias, bias_gradient, input_gradient, weight_gradient
+from jaxrnn.cells.cell import Cell, Expects, Forms, documentation
+from jaxrnn.cells.gated import affine_gradients, draw_weights, gate_bias, one_step, zero_start
+from jaxrnn.checks import sizes_of, vector
+from jaxrnn.initializers import Initializer, glorot_uniform, orthogonal, zeros
+from jaxrnn.products import add_bias, input_gradient
 
 __all__ = ["LSTM", "LSTMParams", "LSTMState"]
 
@@ -62,21 +63,17 @@ def init(
     constant in the equations. Of an initializer, such as `jaxrnn.initializers.chrono`, the negative
     is added to the input gate's part too: then i = 1 - f where both read zeros.
     """
-    I, H = size("input_size", input_size), size("hidden_size", hidden_size)
-    dtype = floating_dtype("dtype", dtype)
-    k_ih, k_hh, k_b = jax.random.split(key, 3)
-    b = per_gate(bias_init, 4)(k_b, (4 * H,), dtype)
-    b_f: jax.Array | float
-    if callable(forget_bias):
-        b_f = forget_bias(jax.random.fold_in(key, 3), (H,), dtype)
-        b = b.at[:H].add(-b_f)
-    else:
-        b_f = forget_bias
-    return LSTMParams(
-        w_ih=per_gate(input_init, 4)(k_ih, (I, 4 * H), dtype),
-        w_hh=per_gate(recurrent_init, 4)(k_hh, (H, 4 * H), dtype),
-        b=b.at[H : 2 * H].add(jnp.asarray(b_f, dtype)),
+    w_ih, w_hh, b = draw_weights(
+        *(key, input_size, hidden_size, 4),
+        dtype=dtype,
+        input_init=input_init,
+        recurrent_init=recurrent_init,
+        bias_init=bias_init,
     )
+    H = hidden_size
+    b_f = gate_bias(forget_bias, jax.random.fold_in(key, 3), H, b.dtype)
+    b = b.at[H : 2 * H].add(b_f)
+    return LSTMParams(w_ih, w_hh, b.at[:H].add(-b_f) if callable(forget_bias) else b)
 
 
 class LSTMState(NamedTuple):
@@ -90,11 +87,6 @@ def expects(params: LSTMParams) -> Expects:
     sizes, like = sizes_of(params, LSTMParams, ("I 4H", "H 4H", "4H"), owner="LSTM")
     x, h = vector(sizes["I"], like.b.dtype), vector(sizes["H"], like.b.dtype)
     return Expects(params=like, x=x, state=LSTMState(h=h, c=h))
-
-
-def initial_state(params: LSTMParams, batch_shape: tuple[int, ...] = ()) -> LSTMState:
-    """The zero state of rows of that batch shape, a tuple of ints."""
-    return zero_state(expects(params), batch_shape)
 
 
 class LSTMGates(NamedTuple):
@@ -142,15 +134,6 @@ def advance(
     gates = LSTMGates(sigmoid_or_tanh(a, "sigmoid sigmoid tanh sigmoid"))
     c = gates.f * state.c + gates.i * gates.g
     return LSTMState(h=gates.o * jnp.tanh(c), c=c), gates
-
-
-def step(
-    params: LSTMParams, state: LSTMState, x: jax.Array, consts: None = None
-) -> tuple[LSTMState, jax.Array]:
-    """One step: ``x [..., I]``, state ``[..., H]`` -> (state, h)."""
-    state, x = step_arguments(expects(params), state, x)
-    state, _ = advance(params, state, project(params, x, consts), consts)
-    return state, state.h
 
 
 class LSTMFactors(NamedTuple):
@@ -261,11 +244,7 @@ def gradients(
     step-24, step-25, step-26, step-27.
     """
     del after, gates, consts
-    dparams = LSTMParams(
-        w_ih=weight_gradient(xs, da),
-        w_hh=weight_gradient(before.h, da),
-        b=bias_gradient(da),
-    )
+    dparams = LSTMParams(*affine_gradients(xs, before.h, da))
     return dparams, input_gradient(da, params.w_ih), None
 
 
@@ -291,8 +270,8 @@ def recurrent(params: LSTMParams) -> dict[str, jax.Array]:
 LSTM = Cell(
     name="LSTM",
     init=init,
-    initial_state=initial_state,
-    step=step,
+    initial_state=zero_start(expects),
+    step=one_step(expects, project, advance),
     expects=expects,
     project=project,
     advance=advance,
