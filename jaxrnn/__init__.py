@@ -28,7 +28,15 @@ from jaxrnn.cells import (
     GRUState,
     LSTMParams,
     LSTMState,
+    ProjectedParams,
     cell_from_step,
+    clip_adjoint,
+    clipped,
+    heads,
+    projected,
+    recurrent_dropout,
+    with_dtypes,
+    zoneout,
 )
 from jaxrnn.decoding import generate
 from jaxrnn.embedding import EmbeddingParams, embed, init_embedding
@@ -82,6 +90,7 @@ __all__ = [
     "LayerParams",
     "LayerState",
     "Network",
+    "ProjectedParams",
     "StackParams",
     "StackState",
     "TrainState",
@@ -89,12 +98,15 @@ __all__ = [
     "affine",
     "cell_from_step",
     "cells",
+    "clip_adjoint",
+    "clipped",
     "compiler_options",
     "convert",
     "decay_mask",
     "diagnostics",
     "embed",
     "generate",
+    "heads",
     "init_affine",
     "init_embedding",
     "init_train_state",
@@ -106,6 +118,8 @@ __all__ = [
     "pad_sequences",
     "parallel",
     "products",
+    "projected",
+    "recurrent_dropout",
     "reference",
     "softmax_cross_entropy",
     "squared_error",
@@ -116,6 +130,8 @@ __all__ = [
     "unroll_reference",
     "valid_steps",
     "windows",
+    "with_dtypes",
+    "zoneout",
 ]
 
 

@@ -3,6 +3,7 @@
 Each error names the argument, what was expected, what came, and the likely fix where there is one.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -20,6 +21,8 @@ __all__ = [
     "floating_dtype",
     "lengths_of",
     "matching_arrays",
+    "positive",
+    "rate_of",
     "require_hashable",
     "same_structure",
     "sequence_of",
@@ -148,6 +151,24 @@ def batch_shape_of(value: Any) -> tuple[int, ...]:
 def vector(size: int, dtype: Any) -> Any:
     """The type of a vector, for `jaxrnn.cells.Expects`."""
     return jax.ShapeDtypeStruct((size,), dtype)
+
+
+def rate_of(name: str, value: Any) -> float:
+    """``value`` as a share in 0..1, 1 excluded, known before tracing."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"`{name}` must be a number, known before tracing; got {value!r}")
+    if not 0 <= value < 1:
+        raise ValueError(f"`{name}` must be in 0..1, 1 excluded; got {value}")
+    return float(value)
+
+
+def positive(name: str, value: Any) -> float:
+    """``value`` as a number above 0, known before tracing."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"`{name}` must be a number, known before tracing; got {value!r}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"`{name}` must be above 0 and finite; got {value}")
+    return float(value)
 
 
 def sizes_of(

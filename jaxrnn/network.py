@@ -23,6 +23,7 @@ from jaxrnn.checks import (
     batch_shape_of,
     describe,
     floating_dtype,
+    rate_of,
     require_hashable,
     size,
     static_bool,
@@ -350,12 +351,12 @@ def stack(
     layers: list[Layer] = []
     for n, network in enumerate(networks):
         name, rate = ("dropout", dropout) if n else ("input_dropout", input_dropout)
-        outer = Dropout(_rate(name, rate), dropout_mask)
+        outer = Dropout(rate_of(name, rate), dropout_mask)
         first, *others = network.layers
         if outer.rate:
             first = first._replace(dropouts=(outer, *first.dropouts))
         layers += [first, *others]
-    _rate("dropout", dropout)
+    rate_of("dropout", dropout)
     return Network(tuple(layers), networks[0].unroll)
 
 
@@ -367,14 +368,6 @@ def reference(network: Network) -> Network:
     if not isinstance(network, Network):
         raise TypeError(f"`network` must be a jaxrnn.Network; got {describe(network)}")
     return network._replace(unroll=unroll_reference)
-
-
-def _rate(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"`{name}` must be a number, known before tracing; got {value!r}")
-    if not 0 <= value < 1:
-        raise ValueError(f"`{name}` must be in 0..1, 1 excluded; got {value}")
-    return float(value)
 
 
 def _layers_of(name: str, given: Any, record: Any, count: int) -> tuple[Any, ...]:

@@ -22,6 +22,16 @@ from jaxrnn.cells.elman import ELMAN, ElmanParams, ElmanState
 from jaxrnn.cells.from_step import cell_from_step
 from jaxrnn.cells.gru import GRU, GRUParams, GRUState
 from jaxrnn.cells.lstm import LSTM, LSTMParams, LSTMState
+from jaxrnn.cells.transforms import (
+    ProjectedParams,
+    clip_adjoint,
+    clipped,
+    heads,
+    projected,
+    recurrent_dropout,
+    with_dtypes,
+    zoneout,
+)
 from jaxrnn.checks import sizes_of, step_arguments, vector
 
 __all__ = [
@@ -38,16 +48,27 @@ __all__ = [
     "GRUState",
     "LSTMParams",
     "LSTMState",
+    "ProjectedParams",
     "Same",
     "cell_from_step",
+    "clip_adjoint",
+    "clipped",
     "documentation",
     "drawn_of",
+    "heads",
+    "projected",
+    "recurrent_dropout",
     "sizes_of",
     "step_arguments",
     "vector",
+    "with_dtypes",
     "zero_state",
+    "zoneout",
 ]
 
 # an exported function names its containers in its serialized form, so these names are permanent
-for _record in (ElmanParams, ElmanState, LSTMParams, LSTMState, GRUParams, GRUState):
+for _record in (
+    *(ElmanParams, ElmanState, LSTMParams, LSTMState, GRUParams, GRUState),
+    ProjectedParams,
+):
     register_namedtuple_serialization(_record, serialized_name=f"jaxrnn.{_record.__name__}")

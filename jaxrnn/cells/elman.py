@@ -132,7 +132,7 @@ def gradients(
     Textbook: rnn-5, rnn-6, rnn-7, rnn-8, net-8, net-9, net-10.
     """
     del after, gates, consts
-    dparams = ElmanParams(*affine_gradients(xs, before.h, da))
+    dparams = ElmanParams(*affine_gradients(params, xs, before.h, da))
     return dparams, input_gradient(da, params.w_ih), None
 
 

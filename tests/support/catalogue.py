@@ -17,6 +17,7 @@ class Entry(NamedTuple):
     - ``products``: matrix products in the loop over steps, forwards and back.
     - ``without_effect``: terms that must not count, as `faults_of` names them, such as the adjoint
       of a stabiliser.
+    - ``any_size``: `init` takes all sizes from 1 on.
     """
 
     cell: jaxrnn.Cell
@@ -24,6 +25,7 @@ class Entry(NamedTuple):
     output: Callable[[Any, Any], Any] = lambda params, state: state.h
     products: tuple[int, int] = (1, 1)
     without_effect: tuple[str, ...] = ()
+    any_size: bool = True
 
 
 def sigmoid(a):
@@ -48,10 +50,54 @@ def gru(p, s, x):
     return s._replace(h=(1 - z) * n + z * s.h)
 
 
+def zoned(step, rates):
+    """Without a key: the expectation."""
+
+    def mixed(p, s, x):
+        made = step(p, s, x)
+        kept = {n: r * getattr(s, n) + (1 - r) * getattr(made, n) for n, r in rates.items()}
+        return made._replace(**kept)
+
+    return mixed
+
+
+def lstm_of_clipped_state(p, s, x):
+    made = lstm(p, s, x)
+    return made._replace(c=np.clip(made.c, -0.2, 0.2))
+
+
+def projected(step):
+    def smaller(p, s, x):
+        made = step(p.cell, s, x)
+        return made._replace(h=made.h @ p.w_hr)
+
+    return smaller
+
+
+def in_heads(step):
+    def dense(p, s, x):
+        N, R, G, K = p.w_hh.shape
+        w = np.zeros((N * R, G * N * K))
+        for n in range(N):
+            for g in range(G):
+                w[n * R : (n + 1) * R, (g * N + n) * K : (g * N + n + 1) * K] = p.w_hh[n, :, g]
+        return step(p._replace(w_hh=w), s, x)
+
+    return dense
+
+
 ENTRIES = (
     Entry(jaxrnn.ELMAN, elman),
     Entry(jaxrnn.LSTM, lstm),
     Entry(jaxrnn.GRU, gru),
+    Entry(jaxrnn.recurrent_dropout(jaxrnn.GRU, 0.5), gru),
+    Entry(jaxrnn.zoneout(jaxrnn.LSTM, h=0.2, c=0.4), zoned(lstm, {"h": 0.2, "c": 0.4})),
+    Entry(jaxrnn.clipped(jaxrnn.LSTM, 0.2), lstm_of_clipped_state),
+    Entry(jaxrnn.clip_adjoint(jaxrnn.LSTM, norm=0.5), lstm),
+    Entry(jaxrnn.clip_adjoint(jaxrnn.GRU, value=0.3), gru),
+    Entry(jaxrnn.projected(jaxrnn.LSTM, 3), projected(lstm), products=(2, 2), any_size=False),
+    Entry(jaxrnn.heads(jaxrnn.GRU, 2), in_heads(gru), any_size=False),
+    Entry(jaxrnn.with_dtypes(jaxrnn.LSTM, compute="float64", carry="float64"), lstm),
 )
 
 CATALOGUE = {entry.cell.name: entry for entry in ENTRIES}
