@@ -70,6 +70,8 @@ LADDER = [
     "jaxrnn.parallel",
     "jaxrnn.diagnostics.recording",
     "jaxrnn.diagnostics.measures",
+    "jaxrnn.diagnostics.networks",
+    "jaxrnn.diagnostics.backpropagation",
     "jaxrnn.diagnostics.contributions",
     "jaxrnn.diagnostics.flow",
     "jaxrnn.diagnostics.truncation",

@@ -13,16 +13,11 @@ import numpy as np
 
 from jaxrnn.cells.cell import Cell, Params, State
 from jaxrnn.checks import describe, size
+from jaxrnn.diagnostics.backpropagation import Gradients, backpropagate
 from jaxrnn.diagnostics.contributions import StepContributions, horizon, step_contributions
 from jaxrnn.diagnostics.flow import ORIGINS, GradientFlow, gradient_flow
 from jaxrnn.diagnostics.measures import in_line
-from jaxrnn.diagnostics.recording import (
-    Gradients,
-    Options,
-    backpropagate,
-    cotangents_of,
-    validated,
-)
+from jaxrnn.diagnostics.recording import Options, cotangents_of, validated
 from jaxrnn.diagnostics.truncation import TruncationBias, truncation_bias
 
 if TYPE_CHECKING:
