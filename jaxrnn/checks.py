@@ -130,7 +130,9 @@ def describe(value: Any) -> str:
         return f"{type(value).__name__}({', '.join(fields)})"
     if isinstance(value, dict):
         return f"dict({', '.join(f'{key}={describe(v)}' for key, v in value.items())})"[:200]
-    if isinstance(value, (list, tuple)) and any(hasattr(v, "shape") for v in value):
+    if isinstance(value, (list, tuple)) and any(
+        hasattr(v, "shape") or hasattr(v, "_fields") for v in value
+    ):
         return f"{type(value).__name__}({', '.join(map(describe, value))})"[:200]
     return f"{type(value).__name__} {value!r}"[:200]
 

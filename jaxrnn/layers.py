@@ -21,6 +21,7 @@ __all__ = [
     "learnable",
     "noted",
     "output_size",
+    "rows_of",
     "run",
     "start_of",
 ]
@@ -118,17 +119,18 @@ def run(
 
 def start_of(each: Layer, params: LayerParams, batch_shape: tuple[int, ...]) -> LayerState:
     """The state before the first step of both directions."""
-
-    def rows(leaf: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(leaf, (*batch_shape, *leaf.shape))
-
     if params.initial_state is not None:
-        return jax.tree.map(rows, params.initial_state)
+        return rows_of(params.initial_state, batch_shape)
     backward = params.backward
     return LayerState(
         forward=each.cell.initial_state(params.forward, batch_shape),
         backward=None if backward is None else each.cell.initial_state(backward, batch_shape),
     )
+
+
+def rows_of(state: Any, batch_shape: tuple[int, ...]) -> Any:
+    """The state ``[*]`` of one row as that of every row, leaves ``[*batch_shape, *]``."""
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*batch_shape, *leaf.shape)), state)
 
 
 def learnable(cell: Cell, params: LayerState) -> LayerState:

@@ -80,9 +80,12 @@ LADDER = [
     "jaxrnn.parallel",
     "jaxrnn.diagnostics.recording",
     "jaxrnn.diagnostics.measures",
+    "jaxrnn.diagnostics.networks",
+    "jaxrnn.diagnostics.backpropagation",
     "jaxrnn.diagnostics.contributions",
     "jaxrnn.diagnostics.flow",
     "jaxrnn.diagnostics.truncation",
+    "jaxrnn.diagnostics.drawing",
     "jaxrnn.diagnostics.explain",
     "jaxrnn.diagnostics",
     "jaxrnn.testing.arrays",
@@ -131,7 +134,7 @@ def test_no_file_of_the_library_is_long():
 def test_the_library_needs_only_what_it_declares():
     ours = {"jaxrnn", "jax", "jaxlib", "optax", "chex", "numpy"}
     # where a figure is drawn, it is imported when asked for one
-    optional = {"explain.py": {"matplotlib"}}
+    optional = {"drawing.py": {"matplotlib"}, "explain.py": {"matplotlib"}}
     for path in (ROOT / "jaxrnn").rglob("*.py"):
         allowed = ours | sys.stdlib_module_names | optional.get(path.name, set())
         for imported in imported_modules(path):

@@ -20,6 +20,7 @@ from jaxrnn import bptt
 from jaxrnn.cells.cell import Cell, Params, State
 from jaxrnn.checks import describe, size
 from jaxrnn.diagnostics.measures import last_step, norm, one_by_one, used_by
+from jaxrnn.diagnostics.networks import each_layer, takes_networks
 from jaxrnn.diagnostics.recording import (
     Options,
     Problem,
@@ -97,6 +98,7 @@ class GradientFlow(NamedTuple):
     nonfinite: NonFinite
 
 
+@takes_networks(each_layer)
 def gradient_flow(
     cell: Cell,
     params: Params,
