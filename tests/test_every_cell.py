@@ -178,5 +178,9 @@ def test_its_steps_make_its_gradient(entry):
     assert_same(jax.tree.map(lambda leaf: leaf.sum(0), parts.gradients), found.params)
     norms = jaxrnn.diagnostics.example_gradient_norms(*arguments, **options)
     assert norms.total.shape == (B,)
+    if not entry.cell.linear:
+        with pytest.raises(ValueError, match="limits its adjoint"):
+            jaxrnn.diagnostics.gradient_flow(*arguments, **options)
+        return
     flow = jaxrnn.diagnostics.gradient_flow(*arguments, **options)
     assert all(leaf.shape == (T, B) for leaf in jax.tree.leaves(flow.states))

@@ -123,7 +123,7 @@ def gradient_flow(
 
     Raises:
         TypeError, ValueError: as `backpropagate`; ``probes`` below 1; a ``probe_key`` that is no
-            key, or many.
+            key, or many; a cell that limits its adjoint (`jaxrnn.clip_adjoint`).
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -134,6 +134,11 @@ def gradient_flow(
         ((7,), 2.0, -1)
     """
     cell, plan, problem = prepare(cell, params, xs, dhs, dfinal, initial_state, options)
+    if not cell.linear:
+        raise ValueError(
+            f"`cell` must have an adjoint that is linear, to push the Jacobian of its steps through "
+            f"it; {cell.name} limits its adjoint: watch the cell without the limit"
+        )
     if probes is not None:
         probes = size("probes", probes)
     elif _output_size(plan, problem) > EXACT_OUTPUT_SIZE:
