@@ -136,8 +136,8 @@ def gradient_flow(
     cell, plan, problem = prepare(cell, params, xs, dhs, dfinal, initial_state, options)
     if not cell.linear:
         raise ValueError(
-            f"`cell` must have an adjoint that is linear, to push the Jacobian of its steps through "
-            f"it; {cell.name} limits its adjoint: watch the cell without the limit"
+            "`cell` must have a linear adjoint, through which the Jacobian of its steps is pushed; "
+            f"{cell.name} limits its adjoint: watch the cell without the limit"
         )
     if probes is not None:
         probes = size("probes", probes)
