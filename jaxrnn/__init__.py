@@ -29,6 +29,7 @@ from jaxrnn.cells import (
     LSTMParams,
     LSTMState,
     cell_from_step,
+    elman,
 )
 from jaxrnn.decoding import generate
 from jaxrnn.embedding import EmbeddingParams, embed, init_embedding
@@ -93,6 +94,7 @@ __all__ = [
     "convert",
     "decay_mask",
     "diagnostics",
+    "elman",
     "embed",
     "generate",
     "init_affine",

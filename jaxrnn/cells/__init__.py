@@ -18,7 +18,7 @@ from jaxrnn.cells.cell import (
     drawn_of,
     zero_state,
 )
-from jaxrnn.cells.elman import ELMAN, ElmanParams, ElmanState
+from jaxrnn.cells.elman import ELMAN, ElmanParams, ElmanState, elman
 from jaxrnn.cells.from_step import cell_from_step
 from jaxrnn.cells.gru import GRU, GRUParams, GRUState
 from jaxrnn.cells.lstm import LSTM, LSTMParams, LSTMState
@@ -42,6 +42,7 @@ __all__ = [
     "cell_from_step",
     "documentation",
     "drawn_of",
+    "elman",
     "sizes_of",
     "step_arguments",
     "vector",

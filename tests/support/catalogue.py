@@ -34,6 +34,10 @@ def elman(p, s, x):
     return s._replace(h=np.tanh(x @ p.w_ih + s.h @ p.w_hh + p.b))
 
 
+def relu_elman(p, s, x):
+    return s._replace(h=np.maximum(x @ p.w_ih + s.h @ p.w_hh + p.b, 0))
+
+
 def lstm(p, s, x):
     i, f, g, o = np.split(x @ p.w_ih + s.h @ p.w_hh + p.b, 4, axis=-1)
     c = sigmoid(f) * s.c + sigmoid(i) * np.tanh(g)
@@ -50,6 +54,7 @@ def gru(p, s, x):
 
 ENTRIES = (
     Entry(jaxrnn.ELMAN, elman),
+    Entry(jaxrnn.elman("relu"), relu_elman),
     Entry(jaxrnn.LSTM, lstm),
     Entry(jaxrnn.GRU, gru),
 )
