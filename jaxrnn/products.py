@@ -16,6 +16,7 @@ __all__ = [
     "add_bias",
     "affine",
     "bias_gradient",
+    "columns_apart",
     "input_gradient",
     "weight_gradient",
 ]
@@ -29,6 +30,13 @@ def add_bias(z: jax.Array, b: jax.Array) -> jax.Array:
 def affine(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
     """``x [..., I] @ w [I, O] + b [O]``."""
     return add_bias(x @ w, b)
+
+
+def columns_apart(w: jax.Array, at: int) -> tuple[jax.Array, jax.Array]:
+    """``w[:, :at]`` and ``w[:, at:]``, for a step that multiplies by one after the other."""
+    # XLA moves a barrier out of the loop over steps together with the slice that it reads; the
+    # slice alone would be copied at every step
+    return lax.optimization_barrier(w[:, :at]), lax.optimization_barrier(w[:, at:])
 
 
 def input_gradient(dy: jax.Array, w: jax.Array) -> jax.Array:

@@ -22,12 +22,14 @@ from jaxrnn.cells.elman import ELMAN, ElmanParams, ElmanState, elman
 from jaxrnn.cells.from_step import cell_from_step
 from jaxrnn.cells.gru import GRU, GRUParams, GRUState
 from jaxrnn.cells.lstm import LSTM, LSTMParams, LSTMState
+from jaxrnn.cells.reset_before_gru import RESET_BEFORE_GRU, ResetBeforeGRUParams
 from jaxrnn.checks import sizes_of, step_arguments, vector
 
 __all__ = [
     "ELMAN",
     "GRU",
     "LSTM",
+    "RESET_BEFORE_GRU",
     "Cell",
     "Drawn",
     "ElmanParams",
@@ -38,6 +40,7 @@ __all__ = [
     "GRUState",
     "LSTMParams",
     "LSTMState",
+    "ResetBeforeGRUParams",
     "Same",
     "cell_from_step",
     "documentation",
@@ -50,5 +53,13 @@ __all__ = [
 ]
 
 # an exported function names its containers in its serialized form, so these names are permanent
-for _record in (ElmanParams, ElmanState, LSTMParams, LSTMState, GRUParams, GRUState):
+for _record in (
+    ElmanParams,
+    ElmanState,
+    LSTMParams,
+    LSTMState,
+    GRUParams,
+    GRUState,
+    ResetBeforeGRUParams,
+):
     register_namedtuple_serialization(_record, serialized_name=f"jaxrnn.{_record.__name__}")

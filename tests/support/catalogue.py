@@ -52,11 +52,20 @@ def gru(p, s, x):
     return s._replace(h=(1 - z) * n + z * s.h)
 
 
+def reset_before_gru(p, s, x):
+    x_r, x_z, x_n = np.split(x @ p.w_ih + p.b, 3, axis=-1)
+    u_r, u_z, u_n = np.split(p.w_hh, 3, axis=-1)
+    z = sigmoid(x_z + s.h @ u_z)
+    n = np.tanh(x_n + (sigmoid(x_r + s.h @ u_r) * s.h) @ u_n)
+    return s._replace(h=(1 - z) * n + z * s.h)
+
+
 ENTRIES = (
     Entry(jaxrnn.ELMAN, elman),
     Entry(jaxrnn.elman("relu"), relu_elman),
     Entry(jaxrnn.LSTM, lstm),
     Entry(jaxrnn.GRU, gru),
+    Entry(jaxrnn.RESET_BEFORE_GRU, reset_before_gru, products=(2, 2)),
 )
 
 CATALOGUE = {entry.cell.name: entry for entry in ENTRIES}

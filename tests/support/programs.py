@@ -91,6 +91,21 @@ def collectives(compiled):
     return dict(collections.Counter(at for at in ops if at[1] in COLLECTIVES))
 
 
+def made_at_every_step(compiled, steps, shapes):
+    """The instructions that make an array of one of these shapes in a loop over so many steps.
+
+    They copy or compute a weight again that no step changes.
+    """
+    named = {f"[{','.join(map(str, shape))}]" for shape in shapes}
+    reading = ("parameter", "get-tuple-element", "bitcast")
+    return [
+        instruction.line.strip()
+        for instruction in instructions(compiled)
+        if instruction.depth and instruction.times >= steps and instruction.op not in reading
+        if re.findall(r"\[[\d,]*\]", INSTRUCTION.match(instruction.line)["shape"])[0] in named
+    ]
+
+
 def product_flops(compiled):
     """Multiplications in matrix products on one device, over all trips of all loops."""
 
