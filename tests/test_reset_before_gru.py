@@ -1,11 +1,10 @@
-"""`RESET_BEFORE_GRU` where it is another cell, its limits, its init, and its compiled loops."""
+"""`RESET_BEFORE_GRU` where it is another cell, its limits and its init."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.problems import assert_same, make_problem
-from support.programs import made_at_every_step
 
 import jaxrnn
 from jaxrnn import RESET_BEFORE_GRU, ElmanParams, ElmanState, GRUParams
@@ -120,17 +119,3 @@ def test_each_gate_is_drawn_on_its_own_and_the_update_bias_is_that_of_z():
     assert not b_n.any()
     assert 0 <= b_z.min() < b_z.max() <= np.log(99)
     assert np.std(b_z) > 0.5
-
-
-def test_no_step_copies_a_part_of_the_recurrent_weight():
-    steps, hidden = 64, 7
-    problem = make_problem(RESET_BEFORE_GRU, steps, (B,), 5, hidden)
-
-    def loss(params, xs):
-        return jnp.sum(problem._replace(params=params, xs=xs).outputs(residuals="carries")[1])
-
-    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
-    compiled = gradient.lower(problem.params, problem.xs).compile()
-    shapes = [(hidden, n * hidden) for n in (1, 2, 3)]
-    shapes += [shape[::-1] for shape in shapes]
-    assert made_at_every_step(compiled, steps, shapes) == []

@@ -22,6 +22,7 @@ from jaxrnn.cells.elman import ELMAN, ElmanParams, ElmanState, elman
 from jaxrnn.cells.from_step import cell_from_step
 from jaxrnn.cells.gru import GRU, GRUParams, GRUState
 from jaxrnn.cells.lstm import LSTM, LSTMParams, LSTMState
+from jaxrnn.cells.mgu import MGU, MGUParams, MGUState
 from jaxrnn.cells.reset_before_gru import RESET_BEFORE_GRU, ResetBeforeGRUParams
 from jaxrnn.checks import sizes_of, step_arguments, vector
 
@@ -29,6 +30,7 @@ __all__ = [
     "ELMAN",
     "GRU",
     "LSTM",
+    "MGU",
     "RESET_BEFORE_GRU",
     "Cell",
     "Drawn",
@@ -40,6 +42,8 @@ __all__ = [
     "GRUState",
     "LSTMParams",
     "LSTMState",
+    "MGUParams",
+    "MGUState",
     "ResetBeforeGRUParams",
     "Same",
     "cell_from_step",
@@ -60,6 +64,8 @@ for _record in (
     LSTMState,
     GRUParams,
     GRUState,
+    MGUParams,
+    MGUState,
     ResetBeforeGRUParams,
 ):
     register_namedtuple_serialization(_record, serialized_name=f"jaxrnn.{_record.__name__}")

@@ -60,11 +60,19 @@ def reset_before_gru(p, s, x):
     return s._replace(h=(1 - z) * n + z * s.h)
 
 
+def mgu(p, s, x):
+    x_f, x_n = np.split(x @ p.w_ih + p.b, 2, axis=-1)
+    u_f, u_n = np.split(p.w_hh, 2, axis=-1)
+    f = sigmoid(x_f + s.h @ u_f)
+    return s._replace(h=(1 - f) * s.h + f * np.tanh(x_n + (f * s.h) @ u_n))
+
+
 ENTRIES = (
     Entry(jaxrnn.ELMAN, elman),
     Entry(jaxrnn.elman("relu"), relu_elman),
     Entry(jaxrnn.LSTM, lstm),
     Entry(jaxrnn.GRU, gru),
+    Entry(jaxrnn.MGU, mgu, products=(2, 2)),
     Entry(jaxrnn.RESET_BEFORE_GRU, reset_before_gru, products=(2, 2)),
 )
 

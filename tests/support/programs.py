@@ -91,19 +91,20 @@ def collectives(compiled):
     return dict(collections.Counter(at for at in ops if at[1] in COLLECTIVES))
 
 
-def made_at_every_step(compiled, steps, shapes):
-    """The instructions that make an array of one of these shapes in a loop over so many steps.
+def weights_made_at_every_step(compiled, steps, hidden):
+    """The instructions that make a matrix of the size of a recurrent weight, or of a part of it.
 
-    They copy or compute a weight again that no step changes.
+    They stand in a loop over at least so many steps, and compute again what no step changes.
     """
-    named = {f"[{','.join(map(str, shape))}]" for shape in shapes}
     reading = ("parameter", "get-tuple-element", "bitcast")
-    return [
-        instruction.line.strip()
-        for instruction in instructions(compiled)
-        if instruction.depth and instruction.times >= steps and instruction.op not in reading
-        if re.findall(r"\[[\d,]*\]", INSTRUCTION.match(instruction.line)["shape"])[0] in named
-    ]
+    found = []
+    for instruction in instructions(compiled):
+        shape = INSTRUCTION.match(instruction.line)["shape"]
+        sizes = [int(size) for size in re.findall(r"\d+", re.sub(r"^\w+|{.*", "", shape))]
+        weight = len(sizes) > 1 and not any(size % hidden for size in sizes)
+        if instruction.times >= steps and instruction.op not in reading and weight:
+            found.append(instruction.line.strip())
+    return found
 
 
 def product_flops(compiled):
