@@ -21,7 +21,8 @@ __all__ = [
     "add_bias",
     "affine",
     "bias_gradient",
-    "columns",
+    "columns_apart",
+    "columns_gradient",
     "input_gradient",
     "summed_product",
     "weight_gradient",
@@ -31,7 +32,8 @@ __all__ = [
 class Weight(abc.ABC):
     """A weight whose product is not the plain one, in the place of an array ``w [I, O]``.
 
-    ``x @ w``, `input_gradient`, `weight_gradient` and `columns` take it. Cells transformed by
+    ``x @ w``, `input_gradient`, `weight_gradient`, `columns_apart` and
+    `columns_gradient` take it. Cells transformed by
     `jaxrnn.cells.transforms` read such weights: masked, block-diagonal, or in another dtype.
     """
 
@@ -52,8 +54,12 @@ class Weight(abc.ABC):
         """The weight of ``f`` of the array that it is stored as."""
 
     @abc.abstractmethod
-    def columns(self, start: int, stop: int) -> "Weight":
-        """The weight of the outputs ``start`` to ``stop``."""
+    def columns_apart(self, at: int) -> "tuple[Weight, Weight]":
+        """The weights of the outputs before ``at``, and from there on."""
+
+    @abc.abstractmethod
+    def columns_gradient(self, first: jax.Array, second: jax.Array) -> jax.Array:
+        """The gradient of the stored array, from those of the two parts."""
 
 
 def add_bias(z: jax.Array, b: jax.Array) -> jax.Array:
@@ -66,9 +72,20 @@ def affine(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
     return add_bias(x @ w, b)
 
 
-def columns(w: jax.Array | Weight, start: int, stop: int) -> jax.Array | Weight:
-    """``w [I, start:stop]``."""
-    return w.columns(start, stop) if isinstance(w, Weight) else w[:, start:stop]
+def columns_apart(w: jax.Array | Weight, at: int) -> tuple[jax.Array | Weight, jax.Array | Weight]:
+    """``w[:, :at]`` and ``w[:, at:]``, for a step that multiplies by one after the other."""
+    if isinstance(w, Weight):
+        return w.columns_apart(at)
+    # XLA moves a barrier out of the loop over steps together with the slice that it reads; the
+    # slice alone would be copied at every step
+    return lax.optimization_barrier(w[:, :at]), lax.optimization_barrier(w[:, at:])
+
+
+def columns_gradient(w: jax.Array | Weight, first: jax.Array, second: jax.Array) -> jax.Array:
+    """The gradient of ``w``, from those of its two parts by `columns_apart`."""
+    if isinstance(w, Weight):
+        return w.columns_gradient(first, second)
+    return jnp.concatenate([first, second], axis=-1)
 
 
 def input_gradient(dy: jax.Array, w: jax.Array | Weight) -> jax.Array:

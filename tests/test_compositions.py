@@ -38,7 +38,7 @@ def makes_sense(cell, shape, around):
 
 
 # read h beside its products
-UNIT_BY_UNIT = {"GRU"}
+UNIT_BY_UNIT = {"GRU", "RESET_BEFORE_GRU", "MGU"}
 
 
 def composition(seed):

@@ -18,6 +18,7 @@ BLOCKS = CODE.findall(README)
 MODULES = [
     "platforms",
     "initializers",
+    "cells.elman",
     "cells.from_step",
     "sequence",
     "network",

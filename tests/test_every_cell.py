@@ -9,7 +9,7 @@ import pytest
 from support.catalogue import CATALOGUE
 from support.faults import Dialled, with_dials
 from support.problems import assert_same, make_problem, random_tree, vjp
-from support.programs import carries, collectives, products, step_loops
+from support.programs import carries, collectives, products, step_loops, weights_made_at_every_step
 
 import jaxrnn
 from jaxrnn import memory
@@ -102,6 +102,19 @@ def test_the_loops_over_steps_carry_the_state_alone_and_hold_the_products_of_the
     forwards, back = entry.products
     # forwards, and again for the chunk whose adjoint is next
     assert sorted(map(products, loops)) == sorted([forwards, forwards, back])
+
+
+@every_cell
+def test_no_step_makes_a_weight_or_a_part_of_one_again(entry):
+    steps, hidden = 64, 10
+    problem = make_problem(entry.cell, steps, (B,), 5, hidden)
+
+    def loss(params, xs):
+        return jnp.sum(problem._replace(params=params, xs=xs).outputs(residuals="carries")[1])
+
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    compiled = gradient.lower(problem.params, problem.xs).compile()
+    assert weights_made_at_every_step(compiled, steps, hidden) == []
 
 
 @every_cell

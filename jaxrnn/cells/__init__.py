@@ -18,10 +18,12 @@ from jaxrnn.cells.cell import (
     drawn_of,
     zero_state,
 )
-from jaxrnn.cells.elman import ELMAN, ElmanParams, ElmanState
+from jaxrnn.cells.elman import ELMAN, ElmanParams, ElmanState, elman
 from jaxrnn.cells.from_step import cell_from_step
 from jaxrnn.cells.gru import GRU, GRUParams, GRUState
 from jaxrnn.cells.lstm import LSTM, LSTMParams, LSTMState
+from jaxrnn.cells.mgu import MGU, MGUParams, MGUState
+from jaxrnn.cells.reset_before_gru import RESET_BEFORE_GRU, ResetBeforeGRUParams
 from jaxrnn.cells.transforms import (
     ProjectedParams,
     clip_adjoint,
@@ -38,6 +40,8 @@ __all__ = [
     "ELMAN",
     "GRU",
     "LSTM",
+    "MGU",
+    "RESET_BEFORE_GRU",
     "Cell",
     "Drawn",
     "ElmanParams",
@@ -48,13 +52,17 @@ __all__ = [
     "GRUState",
     "LSTMParams",
     "LSTMState",
+    "MGUParams",
+    "MGUState",
     "ProjectedParams",
+    "ResetBeforeGRUParams",
     "Same",
     "cell_from_step",
     "clip_adjoint",
     "clipped",
     "documentation",
     "drawn_of",
+    "elman",
     "heads",
     "projected",
     "recurrent_dropout",
@@ -68,7 +76,15 @@ __all__ = [
 
 # an exported function names its containers in its serialized form, so these names are permanent
 for _record in (
-    *(ElmanParams, ElmanState, LSTMParams, LSTMState, GRUParams, GRUState),
+    ElmanParams,
+    ElmanState,
+    GRUParams,
+    GRUState,
+    LSTMParams,
+    LSTMState,
+    MGUParams,
+    MGUState,
     ProjectedParams,
+    ResetBeforeGRUParams,
 ):
     register_namedtuple_serialization(_record, serialized_name=f"jaxrnn.{_record.__name__}")

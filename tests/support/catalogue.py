@@ -36,6 +36,10 @@ def elman(p, s, x):
     return s._replace(h=np.tanh(x @ p.w_ih + s.h @ p.w_hh + p.b))
 
 
+def relu_elman(p, s, x):
+    return s._replace(h=np.maximum(x @ p.w_ih + s.h @ p.w_hh + p.b, 0))
+
+
 def lstm(p, s, x):
     i, f, g, o = np.split(x @ p.w_ih + s.h @ p.w_hh + p.b, 4, axis=-1)
     c = sigmoid(f) * s.c + sigmoid(i) * np.tanh(g)
@@ -86,8 +90,24 @@ def in_heads(step):
     return dense
 
 
+def reset_before_gru(p, s, x):
+    x_r, x_z, x_n = np.split(x @ p.w_ih + p.b, 3, axis=-1)
+    u_r, u_z, u_n = np.split(p.w_hh, 3, axis=-1)
+    z = sigmoid(x_z + s.h @ u_z)
+    n = np.tanh(x_n + (sigmoid(x_r + s.h @ u_r) * s.h) @ u_n)
+    return s._replace(h=(1 - z) * n + z * s.h)
+
+
+def mgu(p, s, x):
+    x_f, x_n = np.split(x @ p.w_ih + p.b, 2, axis=-1)
+    u_f, u_n = np.split(p.w_hh, 2, axis=-1)
+    f = sigmoid(x_f + s.h @ u_f)
+    return s._replace(h=(1 - f) * s.h + f * np.tanh(x_n + (f * s.h) @ u_n))
+
+
 ENTRIES = (
     Entry(jaxrnn.ELMAN, elman),
+    Entry(jaxrnn.elman("relu"), relu_elman),
     Entry(jaxrnn.LSTM, lstm),
     Entry(jaxrnn.GRU, gru),
     Entry(jaxrnn.recurrent_dropout(jaxrnn.GRU, 0.5), gru),
@@ -98,6 +118,8 @@ ENTRIES = (
     Entry(jaxrnn.projected(jaxrnn.LSTM, 3), projected(lstm), products=(2, 2), any_size=False),
     Entry(jaxrnn.heads(jaxrnn.GRU, 2), in_heads(gru), any_size=False),
     Entry(jaxrnn.with_dtypes(jaxrnn.LSTM, compute="float64", carry="float64"), lstm),
+    Entry(jaxrnn.MGU, mgu, products=(2, 2)),
+    Entry(jaxrnn.RESET_BEFORE_GRU, reset_before_gru, products=(2, 2)),
 )
 
 CATALOGUE = {entry.cell.name: entry for entry in ENTRIES}

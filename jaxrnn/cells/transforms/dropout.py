@@ -21,7 +21,7 @@ from jaxrnn.cells.transforms.common import (
     with_weight,
 )
 from jaxrnn.checks import rate_of
-from jaxrnn.products import Weight, columns, input_gradient, weight_gradient
+from jaxrnn.products import Weight, columns_apart, columns_gradient, input_gradient, weight_gradient
 
 __all__ = ["recurrent_dropout", "zoneout"]
 
@@ -45,8 +45,12 @@ class _Masked(Weight):
     def weight_gradient(self, h: jax.Array, dy: jax.Array) -> jax.Array:
         return weight_gradient(self._masked(h), dy, self.w)
 
-    def columns(self, start: int, stop: int) -> "_Masked":
-        return _Masked(columns(self.w, start, stop), self.mask)
+    def columns_apart(self, at: int) -> "tuple[_Masked, _Masked]":
+        first, second = columns_apart(self.w, at)
+        return _Masked(first, self.mask), _Masked(second, self.mask)
+
+    def columns_gradient(self, first: jax.Array, second: jax.Array) -> jax.Array:
+        return columns_gradient(self.w, first, second)
 
     def map(self, f: Callable[[jax.Array], Any]) -> "_Masked":
         return _Masked(self.w.map(f) if isinstance(self.w, Weight) else f(self.w), self.mask)

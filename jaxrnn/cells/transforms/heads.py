@@ -46,9 +46,12 @@ class _BlockDiagonal(Weight):
         # [N, H/N, G, H/N]
         return summed_product(h, dy, ((leading, leading), ((head,), (head + 1,))))
 
-    def columns(self, start: int, stop: int) -> "_BlockDiagonal":
-        H = self.w.shape[0] * self.w.shape[3]
-        return _BlockDiagonal(self.w[:, :, start // H : stop // H])
+    def columns_apart(self, at: int) -> "tuple[_BlockDiagonal, _BlockDiagonal]":
+        gate = at // (self.w.shape[0] * self.w.shape[3])
+        return _BlockDiagonal(self.w[:, :, :gate]), _BlockDiagonal(self.w[:, :, gate:])
+
+    def columns_gradient(self, first: jax.Array, second: jax.Array) -> jax.Array:
+        return jnp.concatenate([first, second], axis=2)
 
     def map(self, f: Callable[[jax.Array], Any]) -> "_BlockDiagonal":
         return _BlockDiagonal(f(self.w))

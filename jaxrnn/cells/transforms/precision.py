@@ -18,7 +18,7 @@ from jaxrnn.cells.transforms.common import (
 )
 from jaxrnn.checks import floating_dtype
 from jaxrnn.dtypes import in_dtype_of, zero_sums
-from jaxrnn.products import Weight, columns, input_gradient, weight_gradient
+from jaxrnn.products import Weight, columns_apart, columns_gradient, input_gradient, weight_gradient
 
 __all__ = ["with_dtypes"]
 
@@ -48,8 +48,12 @@ class _Rounded(Weight):
     def weight_gradient(self, h: jax.Array, dy: jax.Array) -> jax.Array:
         return weight_gradient(h.astype(self.dtype), dy.astype(self.dtype), self.w)
 
-    def columns(self, start: int, stop: int) -> "_Rounded":
-        return _Rounded(columns(self.w, start, stop), self.dtype)
+    def columns_apart(self, at: int) -> "tuple[_Rounded, _Rounded]":
+        first, second = columns_apart(self.w, at)
+        return _Rounded(first, self.dtype), _Rounded(second, self.dtype)
+
+    def columns_gradient(self, first: jax.Array, second: jax.Array) -> jax.Array:
+        return columns_gradient(self.w, first, second)
 
     def map(self, f: Callable[[jax.Array], Any]) -> "_Rounded":
         return _Rounded(self.w.map(f) if isinstance(self.w, Weight) else f(self.w), self.dtype)
