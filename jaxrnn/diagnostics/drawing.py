@@ -190,7 +190,7 @@ def _limits(of_parts: list[dict[str, np.ndarray]]) -> tuple[float, float]:
     values = values[np.isfinite(values) & (values > 0)]
     if not values.size:
         return 0.1, 1.0
-    # beyond these, a power of ten is no number
+    # larger exponents leave the range of float64
     low, high = np.clip(np.log10([values.min(), values.max()]), -307, 307)
     return 10.0 ** np.floor(low), 10.0 ** max(np.ceil(high), np.floor(low) + 1)
 

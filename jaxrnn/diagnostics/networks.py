@@ -6,8 +6,9 @@ every one of these calls, the inputs after dropout included, and its cotangents 
 *tap* of zeros is added to the outputs of the call. The gradient of the loss with respect to the tap
 is the cotangent, without the part that returns through later steps of the same call.
 
-With its call and its cotangents, a layer is explained as a cell alone. `takes_networks` does so for
-every diagnostic, and `assembled` puts the results together in the network's structure.
+With its call and its cotangents, each direction of a layer is a cell on its own. `takes_networks`
+lets a diagnostic of a cell run on all of them, and `assembled` puts the results together in the
+network's structure.
 """
 
 import functools
@@ -131,7 +132,7 @@ def takes_networks(
 
 
 def each_layer(diagnostic: Callable[..., Any], watched: Watched, **own: Any) -> Any:
-    """The diagnostic of every call, put together."""
+    """Run a diagnostic on every call; the results in the network's structure."""
     return assembled(watched.network, [call.diagnosed(diagnostic, **own) for call in watched.calls])
 
 
@@ -159,7 +160,7 @@ def watch(
     require_cotangents(dhs, dfinal, loss)
 
     def apply(params: Any, xs: Any, taps: Any) -> Any:
-        """Outputs that have gradients; all outputs, and of each call what is not known yet."""
+        """The differentiable outputs; and all outputs with ``(xs, key, outputs)`` of each call."""
         seen: list[tuple[Any, Any, Any]] = []
 
         def tapped(cell: Cell, params: Params, xs: Any, state: State, **given: Any) -> Any:
@@ -209,7 +210,7 @@ def watch(
 
 
 def gradient_of_params(watched: Watched, unroll: Callable[..., Any]) -> Any:
-    """The params' gradient for the same cotangents of the outputs, if ``unroll`` runs the layers.
+    """The params' gradient of the same cotangents, with ``unroll`` in the place of the network's.
 
     A pytree like the params, in their dtypes, None for leaves that are not floating.
     """
