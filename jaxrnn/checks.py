@@ -22,6 +22,7 @@ __all__ = [
     "lengths_of",
     "matching_arrays",
     "positive",
+    "prng_key",
     "rate_of",
     "require_hashable",
     "same_structure",
@@ -125,6 +126,9 @@ def describe(value: Any) -> str:
         array_like = f"{value.dtype}{list(value.shape)}"
         known = isinstance(value, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
         return array_like if known else f"{type(value).__name__} of {array_like}"
+    if getattr(type(value).__repr__, "__module__", "").startswith("jaxrnn"):
+        # a cell or a network, in a few words
+        return repr(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         fields = (f"{n}={describe(v)}" for n, v in zip(value._fields, value, strict=True))
         return f"{type(value).__name__}({', '.join(fields)})"
@@ -171,6 +175,15 @@ def positive(name: str, value: Any) -> float:
     if not 0 < value < math.inf:
         raise ValueError(f"`{name}` must be above 0 and finite; got {value}")
     return float(value)
+
+
+def prng_key(name: str, value: Any) -> Any:
+    """``value`` as one PRNG key."""
+    try:
+        jax.eval_shape(jax.random.fold_in, value, 0)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`{name}` must be one jax.random.key; got {describe(value)}") from error
+    return value
 
 
 def sizes_of(

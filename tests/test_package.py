@@ -70,6 +70,7 @@ LADDER = [
     "jaxrnn.call",
     "jaxrnn.sequence",
     "jaxrnn.layers",
+    "jaxrnn.budget",
     "jaxrnn.network",
     "jaxrnn.streaming",
     "jaxrnn.batches",
