@@ -28,6 +28,7 @@ from jaxrnn.cells import (
     ElmanState,
     GRUParams,
     GRUState,
+    LeakyParams,
     LSTMParams,
     LSTMState,
     MGUParams,
@@ -35,6 +36,7 @@ from jaxrnn.cells import (
     ResetBeforeGRUParams,
     cell_from_step,
     elman,
+    leaky,
 )
 from jaxrnn.decoding import generate
 from jaxrnn.embedding import EmbeddingParams, embed, init_embedding
@@ -89,6 +91,7 @@ __all__ = [
     "LSTMState",
     "LayerParams",
     "LayerState",
+    "LeakyParams",
     "MGUParams",
     "MGUState",
     "Network",
@@ -113,6 +116,7 @@ __all__ = [
     "initializers",
     "last_valid",
     "layer",
+    "leaky",
     "make_stream_step",
     "make_train_step",
     "pad_sequences",

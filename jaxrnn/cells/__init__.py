@@ -21,6 +21,7 @@ from jaxrnn.cells.cell import (
 from jaxrnn.cells.elman import ELMAN, ElmanParams, ElmanState, elman
 from jaxrnn.cells.from_step import cell_from_step
 from jaxrnn.cells.gru import GRU, GRUParams, GRUState
+from jaxrnn.cells.leaky import LeakyParams, leaky
 from jaxrnn.cells.lstm import LSTM, LSTMParams, LSTMState
 from jaxrnn.cells.mgu import MGU, MGUParams, MGUState
 from jaxrnn.cells.reset_before_gru import RESET_BEFORE_GRU, ResetBeforeGRUParams
@@ -42,6 +43,7 @@ __all__ = [
     "GRUState",
     "LSTMParams",
     "LSTMState",
+    "LeakyParams",
     "MGUParams",
     "MGUState",
     "ResetBeforeGRUParams",
@@ -50,6 +52,7 @@ __all__ = [
     "documentation",
     "drawn_of",
     "elman",
+    "leaky",
     "sizes_of",
     "step_arguments",
     "vector",
@@ -60,6 +63,7 @@ __all__ = [
 for _record in (
     ElmanParams,
     ElmanState,
+    LeakyParams,
     LSTMParams,
     LSTMState,
     GRUParams,

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.cells.cell import Expects, Params, State, zero_state
+from jaxrnn.cells.cell import Consts, Drawn, Expects, Params, State, drawn_of, zero_state
 from jaxrnn.checks import floating_dtype, size, step_arguments
 from jaxrnn.initializers import Initializer, per_gate
 from jaxrnn.products import bias_gradient, weight_gradient
@@ -73,9 +73,11 @@ def one_step(
 ) -> Callable[..., tuple[State, Any]]:
     """`Cell.step` made of the other pieces, for a cell whose output is ``h`` of its state."""
 
-    def step(params: Params, state: State, x: Any, consts: None = None) -> tuple[State, Any]:
+    def step(params: Params, state: State, x: Any, consts: Consts = None) -> tuple[State, Any]:
         """One step: ``x [..., I]``, state ``[..., H]`` -> (state, h)."""
-        state, x = step_arguments(expects(params), state, x)
+        given, drawn = drawn_of(x)
+        state, given = step_arguments(expects(params), state, given)
+        x = Drawn(given, drawn) if isinstance(x, Drawn) else given
         state, _ = advance(params, state, project(params, x, consts), consts)
         return state, state.h
 
