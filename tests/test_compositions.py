@@ -37,7 +37,7 @@ def makes_sense(cell, shape, around):
     return hasattr(fields, "c") or not {"zoneout of both", "clipped"} & set(around)
 
 
-# read h beside its products
+# cells that read h beside their products
 UNIT_BY_UNIT = {"GRU", "RESET_BEFORE_GRU", "MGU"}
 
 

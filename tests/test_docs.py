@@ -19,6 +19,7 @@ MODULES = [
     "platforms",
     "initializers",
     "cells.elman",
+    "cells.leaky",
     "cells.from_step",
     "sequence",
     "network",

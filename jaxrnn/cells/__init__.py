@@ -21,6 +21,7 @@ from jaxrnn.cells.cell import (
 from jaxrnn.cells.elman import ELMAN, ElmanParams, ElmanState, elman
 from jaxrnn.cells.from_step import cell_from_step
 from jaxrnn.cells.gru import GRU, GRUParams, GRUState
+from jaxrnn.cells.leaky import LeakyParams, leaky
 from jaxrnn.cells.lstm import LSTM, LSTMParams, LSTMState
 from jaxrnn.cells.mgu import MGU, MGUParams, MGUState
 from jaxrnn.cells.reset_before_gru import RESET_BEFORE_GRU, ResetBeforeGRUParams
@@ -52,6 +53,7 @@ __all__ = [
     "GRUState",
     "LSTMParams",
     "LSTMState",
+    "LeakyParams",
     "MGUParams",
     "MGUState",
     "ProjectedParams",
@@ -64,6 +66,7 @@ __all__ = [
     "drawn_of",
     "elman",
     "heads",
+    "leaky",
     "projected",
     "recurrent_dropout",
     "sizes_of",
@@ -82,6 +85,7 @@ for _record in (
     GRUState,
     LSTMParams,
     LSTMState,
+    LeakyParams,
     MGUParams,
     MGUState,
     ProjectedParams,

@@ -79,8 +79,9 @@ def one_step(
 
     def step(params: Params, state: State, x: Any, consts: Consts = None) -> tuple[State, Any]:
         """One step: ``x [..., I]``, state ``[..., H]`` -> (state, h)."""
-        state, given = step_arguments(expects(params), state, drawn_of(x).given)
-        x = x._replace(given=given) if isinstance(x, Drawn) else given
+        given, drawn = drawn_of(x)
+        state, given = step_arguments(expects(params), state, given)
+        x = Drawn(given, drawn) if isinstance(x, Drawn) else given
         state, _ = advance(params, state, project(params, x, consts), consts)
         return state, state.h
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 import jaxrnn
@@ -12,7 +13,8 @@ class Entry(NamedTuple):
     """A cell, and facts about it that come from its paper alone.
 
     - ``step(params, state, x) -> state``: one step of rows, in NumPy, without a helper of ours;
-      ``params`` and ``state`` have the cell's fields.
+      ``params`` and ``state`` have the cell's fields. Of a cell with consts, they come last.
+    - ``make_consts``: of a cell with consts, as `jaxrnn.testing.check_cell` takes it.
     - ``output(params, state) -> h``.
     - ``products``: matrix products in the loop over steps, forwards and back.
     - ``without_effect``: terms that must not count, as `faults_of` names them, such as the adjoint
@@ -21,7 +23,8 @@ class Entry(NamedTuple):
     """
 
     cell: jaxrnn.Cell
-    step: Callable[[Any, Any, Any], Any]
+    step: Callable[..., Any]
+    make_consts: Callable[..., Any] | None = None
     output: Callable[[Any, Any], Any] = lambda params, state: state.h
     products: tuple[int, int] = (1, 1)
     without_effect: tuple[str, ...] = ()
@@ -105,9 +108,28 @@ def mgu(p, s, x):
     return s._replace(h=(1 - f) * s.h + f * np.tanh(x_n + (f * s.h) @ u_n))
 
 
+def leaky(f, alpha=None):
+    """With a fixed leak, or the learned ones; with the mask, if it is given."""
+
+    def step(p, s, x, mask=1):
+        a = sigmoid(p.leak) if alpha is None else alpha
+        return s._replace(h=(1 - a) * s.h + a * f(x @ p.w_ih + s.h @ (mask * p.w_hh) + p.b))
+
+    return step
+
+
+def mask(key, batch_shape, input_size, hidden_size, dtype):
+    """Connections that are there or not, and of either sign."""
+    shape = (hidden_size, hidden_size)
+    return jax.random.randint(key, shape, -1, 2).astype(dtype)
+
+
 ENTRIES = (
     Entry(jaxrnn.ELMAN, elman),
     Entry(jaxrnn.elman("relu"), relu_elman),
+    Entry(jaxrnn.leaky("relu", leak=0.2, noise=0.5), leaky(lambda a: np.maximum(a, 0), 0.2)),
+    Entry(jaxrnn.leaky(), leaky(np.tanh)),
+    Entry(jaxrnn.leaky(masked=True), leaky(np.tanh), mask),
     Entry(jaxrnn.LSTM, lstm),
     Entry(jaxrnn.GRU, gru),
     Entry(jaxrnn.recurrent_dropout(jaxrnn.GRU, 0.5), gru),
