@@ -21,6 +21,7 @@ from jaxrnn.cells import (
     ELMAN,
     GRU,
     LSTM,
+    PEEPHOLE_LSTM,
     Cell,
     ElmanParams,
     ElmanState,
@@ -28,6 +29,7 @@ from jaxrnn.cells import (
     GRUState,
     LSTMParams,
     LSTMState,
+    PeepholeLSTMParams,
     cell_from_step,
 )
 from jaxrnn.decoding import generate
@@ -70,6 +72,7 @@ __all__ = [
     "ELMAN",
     "GRU",
     "LSTM",
+    "PEEPHOLE_LSTM",
     "AffineParams",
     "Cell",
     "ElmanParams",
@@ -82,6 +85,7 @@ __all__ = [
     "LayerParams",
     "LayerState",
     "Network",
+    "PeepholeLSTMParams",
     "StackParams",
     "StackState",
     "TrainState",

@@ -22,12 +22,14 @@ from jaxrnn.cells.elman import ELMAN, ElmanParams, ElmanState
 from jaxrnn.cells.from_step import cell_from_step
 from jaxrnn.cells.gru import GRU, GRUParams, GRUState
 from jaxrnn.cells.lstm import LSTM, LSTMParams, LSTMState
+from jaxrnn.cells.peephole_lstm import PEEPHOLE_LSTM, PeepholeLSTMParams
 from jaxrnn.checks import sizes_of, step_arguments, vector
 
 __all__ = [
     "ELMAN",
     "GRU",
     "LSTM",
+    "PEEPHOLE_LSTM",
     "Cell",
     "Drawn",
     "ElmanParams",
@@ -38,6 +40,7 @@ __all__ = [
     "GRUState",
     "LSTMParams",
     "LSTMState",
+    "PeepholeLSTMParams",
     "Same",
     "cell_from_step",
     "documentation",
@@ -49,5 +52,8 @@ __all__ = [
 ]
 
 # an exported function names its containers in its serialized form, so these names are permanent
-for _record in (ElmanParams, ElmanState, LSTMParams, LSTMState, GRUParams, GRUState):
+for _record in (
+    *(ElmanParams, ElmanState, LSTMParams, LSTMState, GRUParams, GRUState),
+    PeepholeLSTMParams,
+):
     register_namedtuple_serialization(_record, serialized_name=f"jaxrnn.{_record.__name__}")

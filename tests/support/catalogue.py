@@ -40,6 +40,13 @@ def lstm(p, s, x):
     return s._replace(h=sigmoid(o) * np.tanh(c), c=c)
 
 
+def peephole_lstm(p, s, x):
+    i, f, g, o = np.split(x @ p.w_ih + s.h @ p.w_hh + p.b, 4, axis=-1)
+    p_i, p_f, p_o = np.split(p.p, 3)
+    c = sigmoid(f + p_f * s.c) * s.c + sigmoid(i + p_i * s.c) * np.tanh(g)
+    return s._replace(h=sigmoid(o + p_o * c) * np.tanh(c), c=c)
+
+
 def gru(p, s, x):
     x_r, x_z, x_n = np.split(x @ p.w_ih + p.b, 3, axis=-1)
     h_r, h_z, h_n = np.split(s.h @ p.w_hh, 3, axis=-1)
@@ -52,6 +59,7 @@ ENTRIES = (
     Entry(jaxrnn.ELMAN, elman),
     Entry(jaxrnn.LSTM, lstm),
     Entry(jaxrnn.GRU, gru),
+    Entry(jaxrnn.PEEPHOLE_LSTM, peephole_lstm),
 )
 
 CATALOGUE = {entry.cell.name: entry for entry in ENTRIES}
