@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 from jaxrnn import cells, convert, diagnostics, initializers, parallel, products, testing
 from jaxrnn.batches import pad_sequences, windows
 from jaxrnn.cells import (
+    COUPLED_LSTM,
     ELMAN,
     GRU,
     LSTM,
     PEEPHOLE_LSTM,
     Cell,
+    CoupledLSTMParams,
     ElmanParams,
     ElmanState,
     GRUParams,
@@ -69,12 +71,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "COUPLED_LSTM",
     "ELMAN",
     "GRU",
     "LSTM",
     "PEEPHOLE_LSTM",
     "AffineParams",
     "Cell",
+    "CoupledLSTMParams",
     "ElmanParams",
     "ElmanState",
     "EmbeddingParams",

@@ -48,6 +48,7 @@ LADDER = [
     "jaxrnn.cells.gated",
     "jaxrnn.cells.elman",
     "jaxrnn.cells.lstm",
+    "jaxrnn.cells.coupled_lstm",
     "jaxrnn.cells.peephole_lstm",
     "jaxrnn.cells.gru",
     "jaxrnn.cells.from_step",
@@ -161,7 +162,9 @@ for module in jaxrnn, jaxrnn.convert:
 def test_public_names_are_these():
     assert sorted(jaxrnn.__all__) == [
         "AffineParams",
+        "COUPLED_LSTM",
         "Cell",
+        "CoupledLSTMParams",
         "ELMAN",
         "ElmanParams",
         "ElmanState",

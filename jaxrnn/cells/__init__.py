@@ -18,6 +18,7 @@ from jaxrnn.cells.cell import (
     drawn_of,
     zero_state,
 )
+from jaxrnn.cells.coupled_lstm import COUPLED_LSTM, CoupledLSTMParams
 from jaxrnn.cells.elman import ELMAN, ElmanParams, ElmanState
 from jaxrnn.cells.from_step import cell_from_step
 from jaxrnn.cells.gru import GRU, GRUParams, GRUState
@@ -26,11 +27,13 @@ from jaxrnn.cells.peephole_lstm import PEEPHOLE_LSTM, PeepholeLSTMParams
 from jaxrnn.checks import sizes_of, step_arguments, vector
 
 __all__ = [
+    "COUPLED_LSTM",
     "ELMAN",
     "GRU",
     "LSTM",
     "PEEPHOLE_LSTM",
     "Cell",
+    "CoupledLSTMParams",
     "Drawn",
     "ElmanParams",
     "ElmanState",
@@ -54,6 +57,6 @@ __all__ = [
 # an exported function names its containers in its serialized form, so these names are permanent
 for _record in (
     *(ElmanParams, ElmanState, LSTMParams, LSTMState, GRUParams, GRUState),
-    PeepholeLSTMParams,
+    *(CoupledLSTMParams, PeepholeLSTMParams),
 ):
     register_namedtuple_serialization(_record, serialized_name=f"jaxrnn.{_record.__name__}")

@@ -29,6 +29,7 @@ SHAPES = [SMALL, LARGE]
 
 # kernels, device copies and loop counters per time step of a training step, at most
 TRAINING = {
+    "COUPLED_LSTM": 5.6,
     "ELMAN": 4.9,
     "GRU": 5.4,
     "LSTM": 5.3,
@@ -37,12 +38,14 @@ TRAINING = {
 IN_ONE_CHUNK = {"ELMAN": 4.7, "GRU": 5.0, "LSTM": 5.0}
 BY_POLICY = {
     "gates": {
+        "COUPLED_LSTM": 5.8,
         "ELMAN": 5.0,
         "GRU": 6.2,
         "LSTM": 5.6,
         "PEEPHOLE_LSTM": 5.8,
     },
     "states": {
+        "COUPLED_LSTM": 5.5,
         "ELMAN": 5.0,
         "GRU": 5.6,
         "LSTM": 5.5,
@@ -50,6 +53,7 @@ BY_POLICY = {
     },
     # in chunks of 16 steps, which are computed twice
     "carries": {
+        "COUPLED_LSTM": 9.8,
         "ELMAN": 8.5,
         "GRU": 10.4,
         "LSTM": 9.4,

@@ -40,6 +40,12 @@ def lstm(p, s, x):
     return s._replace(h=sigmoid(o) * np.tanh(c), c=c)
 
 
+def coupled_lstm(p, s, x):
+    i, g, o = np.split(x @ p.w_ih + s.h @ p.w_hh + p.b, 3, axis=-1)
+    c = (1 - sigmoid(i)) * s.c + sigmoid(i) * np.tanh(g)
+    return s._replace(h=sigmoid(o) * np.tanh(c), c=c)
+
+
 def peephole_lstm(p, s, x):
     i, f, g, o = np.split(x @ p.w_ih + s.h @ p.w_hh + p.b, 4, axis=-1)
     p_i, p_f, p_o = np.split(p.p, 3)
@@ -56,6 +62,7 @@ def gru(p, s, x):
 
 
 ENTRIES = (
+    Entry(jaxrnn.COUPLED_LSTM, coupled_lstm),
     Entry(jaxrnn.ELMAN, elman),
     Entry(jaxrnn.LSTM, lstm),
     Entry(jaxrnn.GRU, gru),
