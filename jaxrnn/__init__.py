@@ -18,12 +18,15 @@ from typing import TYPE_CHECKING, Any
 from jaxrnn import cells, convert, diagnostics, initializers, parallel, products, testing
 from jaxrnn.batches import pad_sequences, windows
 from jaxrnn.cells import (
+    COUPLED_LSTM,
     ELMAN,
     GRU,
     LSTM,
     MGU,
+    PEEPHOLE_LSTM,
     RESET_BEFORE_GRU,
     Cell,
+    CoupledLSTMParams,
     ElmanParams,
     ElmanState,
     GRUParams,
@@ -33,6 +36,7 @@ from jaxrnn.cells import (
     LSTMState,
     MGUParams,
     MGUState,
+    PeepholeLSTMParams,
     ProjectedParams,
     ResetBeforeGRUParams,
     cell_from_step,
@@ -83,13 +87,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "COUPLED_LSTM",
     "ELMAN",
     "GRU",
     "LSTM",
     "MGU",
+    "PEEPHOLE_LSTM",
     "RESET_BEFORE_GRU",
     "AffineParams",
     "Cell",
+    "CoupledLSTMParams",
     "ElmanParams",
     "ElmanState",
     "EmbeddingParams",
@@ -103,6 +110,7 @@ __all__ = [
     "MGUParams",
     "MGUState",
     "Network",
+    "PeepholeLSTMParams",
     "ProjectedParams",
     "ResetBeforeGRUParams",
     "StackParams",

@@ -50,6 +50,8 @@ LADDER = [
     "jaxrnn.cells.elman",
     "jaxrnn.cells.leaky",
     "jaxrnn.cells.lstm",
+    "jaxrnn.cells.coupled_lstm",
+    "jaxrnn.cells.peephole_lstm",
     "jaxrnn.cells.gru",
     "jaxrnn.cells.mgu",
     "jaxrnn.cells.reset_before_gru",
@@ -175,7 +177,9 @@ for module in jaxrnn, jaxrnn.convert:
 def test_public_names_are_these():
     assert sorted(jaxrnn.__all__) == [
         "AffineParams",
+        "COUPLED_LSTM",
         "Cell",
+        "CoupledLSTMParams",
         "ELMAN",
         "ElmanParams",
         "ElmanState",
@@ -193,6 +197,8 @@ def test_public_names_are_these():
         "MGUParams",
         "MGUState",
         "Network",
+        "PEEPHOLE_LSTM",
+        "PeepholeLSTMParams",
         "ProjectedParams",
         "RESET_BEFORE_GRU",
         "ResetBeforeGRUParams",

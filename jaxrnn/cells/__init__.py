@@ -18,12 +18,14 @@ from jaxrnn.cells.cell import (
     drawn_of,
     zero_state,
 )
+from jaxrnn.cells.coupled_lstm import COUPLED_LSTM, CoupledLSTMParams
 from jaxrnn.cells.elman import ELMAN, ElmanParams, ElmanState, elman
 from jaxrnn.cells.from_step import cell_from_step
 from jaxrnn.cells.gru import GRU, GRUParams, GRUState
 from jaxrnn.cells.leaky import LeakyParams, leaky
 from jaxrnn.cells.lstm import LSTM, LSTMParams, LSTMState
 from jaxrnn.cells.mgu import MGU, MGUParams, MGUState
+from jaxrnn.cells.peephole_lstm import PEEPHOLE_LSTM, PeepholeLSTMParams
 from jaxrnn.cells.reset_before_gru import RESET_BEFORE_GRU, ResetBeforeGRUParams
 from jaxrnn.cells.transforms import (
     ProjectedParams,
@@ -38,12 +40,15 @@ from jaxrnn.cells.transforms import (
 from jaxrnn.checks import sizes_of, step_arguments, vector
 
 __all__ = [
+    "COUPLED_LSTM",
     "ELMAN",
     "GRU",
     "LSTM",
     "MGU",
+    "PEEPHOLE_LSTM",
     "RESET_BEFORE_GRU",
     "Cell",
+    "CoupledLSTMParams",
     "Drawn",
     "ElmanParams",
     "ElmanState",
@@ -56,6 +61,7 @@ __all__ = [
     "LeakyParams",
     "MGUParams",
     "MGUState",
+    "PeepholeLSTMParams",
     "ProjectedParams",
     "ResetBeforeGRUParams",
     "Same",
@@ -79,6 +85,7 @@ __all__ = [
 
 # an exported function names its containers in its serialized form, so these names are permanent
 for _record in (
+    CoupledLSTMParams,
     ElmanParams,
     ElmanState,
     GRUParams,
@@ -88,6 +95,7 @@ for _record in (
     LeakyParams,
     MGUParams,
     MGUState,
+    PeepholeLSTMParams,
     ProjectedParams,
     ResetBeforeGRUParams,
 ):

@@ -28,13 +28,45 @@ SMALL, LARGE = (256, 16, 64, 128), (256, 64, 256, 512)
 SHAPES = [SMALL, LARGE]
 
 # kernels, device copies and loop counters per time step of a training step, at most
-TRAINING = {"ELMAN": 4.9, "GRU": 5.4, "LSTM": 5.3, "MGU": 9.8, "RESET_BEFORE_GRU": 9.9}
+TRAINING = {
+    "COUPLED_LSTM": 5.6,
+    "ELMAN": 4.9,
+    "GRU": 5.4,
+    "LSTM": 5.3,
+    "MGU": 9.8,
+    "PEEPHOLE_LSTM": 5.4,
+    "RESET_BEFORE_GRU": 9.9,
+}
 IN_ONE_CHUNK = {"ELMAN": 4.7, "GRU": 5.0, "LSTM": 5.0}
 BY_POLICY = {
-    "gates": {"ELMAN": 5.0, "GRU": 6.2, "LSTM": 5.6, "MGU": 10.1, "RESET_BEFORE_GRU": 10.4},
-    "states": {"ELMAN": 5.0, "GRU": 5.6, "LSTM": 5.5, "MGU": 9.9, "RESET_BEFORE_GRU": 10.0},
+    "gates": {
+        "COUPLED_LSTM": 5.8,
+        "ELMAN": 5.0,
+        "GRU": 6.2,
+        "LSTM": 5.6,
+        "MGU": 10.1,
+        "PEEPHOLE_LSTM": 5.8,
+        "RESET_BEFORE_GRU": 10.4,
+    },
+    "states": {
+        "COUPLED_LSTM": 5.5,
+        "ELMAN": 5.0,
+        "GRU": 5.6,
+        "LSTM": 5.5,
+        "MGU": 9.9,
+        "PEEPHOLE_LSTM": 5.5,
+        "RESET_BEFORE_GRU": 10.0,
+    },
     # in chunks of 16 steps, which are computed twice
-    "carries": {"ELMAN": 8.5, "GRU": 10.4, "LSTM": 9.4, "MGU": 16.5, "RESET_BEFORE_GRU": 16.9},
+    "carries": {
+        "COUPLED_LSTM": 9.8,
+        "ELMAN": 8.5,
+        "GRU": 10.4,
+        "LSTM": 9.4,
+        "MGU": 16.5,
+        "PEEPHOLE_LSTM": 9.8,
+        "RESET_BEFORE_GRU": 16.9,
+    },
 }
 # of a forward pass: the product, all that is elementwise, and every eighth step a count and a write
 FORWARD = 2.4

@@ -49,6 +49,19 @@ def lstm(p, s, x):
     return s._replace(h=sigmoid(o) * np.tanh(c), c=c)
 
 
+def coupled_lstm(p, s, x):
+    i, g, o = np.split(x @ p.w_ih + s.h @ p.w_hh + p.b, 3, axis=-1)
+    c = (1 - sigmoid(i)) * s.c + sigmoid(i) * np.tanh(g)
+    return s._replace(h=sigmoid(o) * np.tanh(c), c=c)
+
+
+def peephole_lstm(p, s, x):
+    i, f, g, o = np.split(x @ p.w_ih + s.h @ p.w_hh + p.b, 4, axis=-1)
+    p_i, p_f, p_o = np.split(p.p, 3)
+    c = sigmoid(f + p_f * s.c) * s.c + sigmoid(i + p_i * s.c) * np.tanh(g)
+    return s._replace(h=sigmoid(o + p_o * c) * np.tanh(c), c=c)
+
+
 def gru(p, s, x):
     x_r, x_z, x_n = np.split(x @ p.w_ih + p.b, 3, axis=-1)
     h_r, h_z, h_n = np.split(s.h @ p.w_hh, 3, axis=-1)
@@ -125,6 +138,7 @@ def mask(key, batch_shape, input_size, hidden_size, dtype):
 
 
 ENTRIES = (
+    Entry(jaxrnn.COUPLED_LSTM, coupled_lstm),
     Entry(jaxrnn.ELMAN, elman),
     Entry(jaxrnn.elman("relu"), relu_elman),
     Entry(jaxrnn.leaky("relu", leak=0.2, noise=0.5), leaky(lambda a: np.maximum(a, 0), 0.2)),
@@ -142,6 +156,7 @@ ENTRIES = (
     Entry(jaxrnn.with_dtypes(jaxrnn.LSTM, compute="float64", carry="float64"), lstm),
     Entry(jaxrnn.MGU, mgu, products=(2, 2)),
     Entry(jaxrnn.RESET_BEFORE_GRU, reset_before_gru, products=(2, 2)),
+    Entry(jaxrnn.PEEPHOLE_LSTM, peephole_lstm),
 )
 
 CATALOGUE = {entry.cell.name: entry for entry in ENTRIES}
