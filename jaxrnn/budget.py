@@ -44,8 +44,7 @@ def shares(
         for each, of_layer in zip(network, layers, strict=True):
             if key is not None:
                 entries = sum(leaf.size for leaf in jax.tree.leaves(xs))
-                # what is left of the inputs and its gradient; of every entry 32 random bits, and the
-                # mask made of them
+                # the dropped inputs and their gradient; of every entry 32 random bits, and the mask
                 beside += len(each.dropouts) * (2 * bytes_of(xs) + 5 * entries)
             ranges.append(bytes_of_call(validate(each.cell, of_layer.forward, xs, None, masks)))
             h = unroll_reference(each.cell, of_layer.forward, xs, **masks)[1]

@@ -1,6 +1,7 @@
 """All cells of the library, one after the other, by the same tests: see `support.catalogue`."""
 
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -215,3 +216,31 @@ def test_its_steps_make_its_gradient(entry):
         return
     flow = jaxrnn.diagnostics.gradient_flow(*arguments, **options)
     assert all(leaf.shape == (T, B) for leaf in jax.tree.leaves(flow.states))
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "cells.md"
+ROWS = [line.strip("|").split("|") for line in PAGE.read_text().splitlines() if "| `" in line[:4]]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0].strip())
+def test_the_page_of_cells_has_their_states_and_memory(row):
+    name, fields, _, *units = (entry.strip() for entry in row)
+    cell = eval(name.strip("`"), vars(jaxrnn))
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 6, 8))
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)
+    assert ", ".join(cell.expects(params).state._fields) == fields
+    steps, rows = 64, 4
+    call = validate(cell, params, jnp.zeros((steps, rows, 6), jnp.float32), None, {})
+    step, sizes = sizes_of_call(call)
+    for residuals, shown in zip(["gates", "states", "carries"], units, strict=True):
+        plan = (residuals, steps, steps)
+        found = memory.footprint(step, sizes.weights, steps, *plan, hs_in_states=sizes.hs_in_states)
+        unit = steps * rows * 8 * 4
+        assert (found.kept - step.state) / unit == float(shown)
+
+
+def test_every_cell_is_on_the_page():
+    cells = {name for name, value in vars(jaxrnn).items() if isinstance(value, jaxrnn.Cell)}
+    shown = {row[0].strip().strip("`").split("(")[0] for row in ROWS}
+    transforms = {"projected", "heads", "recurrent_dropout", "zoneout", "clipped", "clip_adjoint"}
+    assert shown == cells | transforms | {"elman", "leaky"}
