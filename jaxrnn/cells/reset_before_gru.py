@@ -18,8 +18,8 @@ through the product with U_n, so a step back has two products as well, one after
     dW_hh = [sum_t h_{t-1}^T [da_r, da_z],   sum_t k^T da_n]
     dx_t  = [da_r, da_z, da_n] W_ih^T
 
-`GRU` resets after the product: of n alone it differs, and it needs one product. ONNX calls this one
-linear_before_reset=0, its default.
+`GRU` resets after the product. It differs in n alone, and a step of it has one product. ONNX calls
+the form of the paper linear_before_reset=0, its default.
 
 Reference: K. Cho et al., "Learning phrase representations using RNN encoder-decoder for
 statistical machine translation", 2014.
