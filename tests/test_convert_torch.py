@@ -146,6 +146,10 @@ BIASES_OF_1 = ("bias_ih_l1", "bias_hh_l1")
 TWO_LAYERS = state_dict("LSTM", 2)
 WRONG = {
     "nonlinearity": (lambda: from_torch(state_dict("RNN"), nonlinearity="elu"), "'tanh' or 'relu'"),
+    "relu of a GRU": (
+        lambda: from_torch(state_dict("GRU"), nonlinearity="relu"),
+        "must be 'tanh' for the weights of GRU",
+    ),
     "nothing": (lambda: from_torch({"w": np.ones(3)}, "rnn."), "keys such as 'rnn.weight_ih_l0'"),
     "another prefix": (
         lambda: from_torch(state_dict("LSTM", prefix="rnn.")),

@@ -256,6 +256,11 @@ def _params(n: int, arrays: _Direction, nonlinearity: str) -> tuple[Cell, int, A
             f"G of 1 (RNN), 3 (GRU) or 4 (LSTM), and weight_hh [4 H, P] with weight_hr [P, H] of a "
             f"projection; got {shapes}" + "; they look transposed" * bool(turned)
         )
+    if gates != 1 and nonlinearity != "tanh":
+        raise ValueError(
+            f"`nonlinearity` must be 'tanh' for the weights of {_CELLS[gates].name}: only "
+            f"torch.nn.RNN has another; got {nonlinearity!r}"
+        )
     b_ih = np.zeros(rows, w_ih.dtype) if b_ih is None else b_ih
     b_hh = np.zeros(rows, w_ih.dtype) if b_hh is None else b_hh
     if b_ih.shape != (rows,) or b_hh.shape != (rows,):
