@@ -113,7 +113,7 @@ def advance(
     del consts
     # in a step the bias costs nothing, in bulk it would take another turn over all inputs
     a = add_bias(inputs + state.h @ params.w_hh, params.b)
-    a_i, a_go = jnp.split(a, [state.h.shape[-1]], axis=-1)
+    a_i, a_go = jnp.split(a, [state.c.shape[-1]], axis=-1)
     i, f = sigmoid_and_complement(a_i)
     gates = CoupledLSTMGates(a_i=a_i, activated=sigmoid_or_tanh(a_go, "tanh sigmoid"))
     c = f * state.c + i * gates.g

@@ -121,7 +121,7 @@ def advance(
 ) -> tuple[LSTMState, PeepholeLSTMGates]:
     """``h_t``, ``c_t`` and the activated gates."""
     del consts
-    H = state.h.shape[-1]
+    H = state.c.shape[-1]
     # in a step the bias costs nothing, in bulk it would take another turn over all inputs
     a = add_bias(inputs + state.h @ params.w_hh, params.b)
     # g and o do not read the old c, and o is not needed yet. But XLA:CPU would cut the three other

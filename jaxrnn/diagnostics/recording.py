@@ -154,7 +154,8 @@ def cotangents_at(final_state: Any, hs: Any, dhs: Any, dfinal: Any, loss: Any) -
     if loss is not None:
         return _gradients_of(loss, final_state, hs)
     like = differentiable((hs, final_state))
-    zeros = jax.tree.map(jnp.zeros_like, like)
+    # not like the outputs: their shapes may name a mesh that nothing here runs on
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
     return (
         zeros[0] if dhs is None else matching_arrays("dhs", dhs, like[0]),
         zeros[1] if dfinal is None else matching_arrays("dfinal", dfinal, like[1]),

@@ -17,7 +17,7 @@ from jaxrnn.cells.transforms.common import (
     with_weight,
 )
 from jaxrnn.checks import floating_dtype
-from jaxrnn.dtypes import in_dtype_of, zero_sums
+from jaxrnn.dtypes import accumulation_dtype, in_dtype_of
 from jaxrnn.products import Weight, columns_apart, columns_gradient, input_gradient, weight_gradient
 
 __all__ = ["with_dtypes"]
@@ -140,8 +140,10 @@ def with_dtypes(
     ) -> tuple[Params, Any, Consts]:
         few = _cast((xs, before, after, gates, deltas, consts), compute)
         dparams, dxs, dconsts = cell.gradients(in_compute(params), *few)
-        given = drawn_of(xs).given
-        return in_dtype_of(zero_sums(params), dparams), in_dtype_of(given, dxs), dconsts
+        # params have one dtype, and transforms around this one a weight that is no array
+        first, *_ = jax.tree.leaves(with_weight(params, lambda w: None))
+        dparams = _cast(dparams, accumulation_dtype(first.dtype))
+        return dparams, in_dtype_of(drawn_of(xs).given, dxs), dconsts
 
     return cell._replace(
         name=f"{cell.name} in {compute.name} with a state of {carry.name}",
