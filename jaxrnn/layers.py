@@ -11,6 +11,7 @@ from jax.export import register_namedtuple_serialization
 from jaxrnn.cells.cell import Cell, State
 from jaxrnn.checks import array, describe
 from jaxrnn.masks import zero_unless
+from jaxrnn.sharding import of_one_layout
 
 __all__ = [
     "MERGES",
@@ -176,7 +177,8 @@ def _dropped(dropouts: tuple[Dropout, ...], key: jax.Array | None, xs: Any) -> A
         xs = array("xs", xs)
         shape = (1, *xs.shape[1:]) if mask == "sequence" else xs.shape
         kept = jax.random.bernoulli(jax.random.fold_in(key, n), 1 - rate, shape)
-        xs = jnp.where(jnp.broadcast_to(kept, xs.shape), xs / (1 - rate), jnp.zeros_like(xs))
+        xs, kept = of_one_layout(xs, jnp.broadcast_to(kept, xs.shape))
+        xs = jnp.where(kept, xs / (1 - rate), jnp.zeros_like(xs))
     return xs
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from support.problems import assert_same, random_tree
 from support.programs import collectives
 from support.user_cells import recurrent_dropout
@@ -437,6 +438,21 @@ def test_rows_on_several_devices_exchange_nothing_within_a_loop():
     found = collectives(jax.jit(gradient).lower(params, xs).compile())
     assert set(found) <= {(0, "all-reduce")}
     assert sum(found.values()) <= len(jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("mask", ["step", "sequence"])
+def test_dropout_on_explicit_axes_is_that_of_one_device(mask):
+    network = jaxrnn.stack(jaxrnn.layer(GRU, 4), input_dropout=0.5, dropout_mask=mask)
+    params = network.init(jax.random.key(0), 2, dtype=jnp.float64)
+    xs = random_tree(jax.ShapeDtypeStruct((5, 8, 2), jnp.float64))
+    gradient = jax.jit(
+        jax.grad(lambda p, xs: jnp.sum(network.apply(p, xs, key=jax.random.key(1))[1] ** 2))
+    )
+    alone = gradient(params, xs)
+    mesh = jax.make_mesh((4,), ("data",), (AxisType.Explicit,), devices=jax.devices()[:4])
+    spread = jax.device_put(xs, NamedSharding(mesh, PartitionSpec(None, "data")))
+    with jax.set_mesh(mesh):
+        assert_same(gradient(replicate(params, mesh), spread), alone)
 
 
 def test_networks_of_many_seeds_are_one_vmap():
