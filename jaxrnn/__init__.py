@@ -21,6 +21,7 @@ from jaxrnn.cells import (
     ELMAN,
     GRU,
     LSTM,
+    SLSTM,
     Cell,
     ElmanParams,
     ElmanState,
@@ -28,6 +29,8 @@ from jaxrnn.cells import (
     GRUState,
     LSTMParams,
     LSTMState,
+    SLSTMParams,
+    SLSTMState,
     cell_from_step,
 )
 from jaxrnn.decoding import generate
@@ -70,6 +73,7 @@ __all__ = [
     "ELMAN",
     "GRU",
     "LSTM",
+    "SLSTM",
     "AffineParams",
     "Cell",
     "ElmanParams",
@@ -82,6 +86,8 @@ __all__ = [
     "LayerParams",
     "LayerState",
     "Network",
+    "SLSTMParams",
+    "SLSTMState",
     "StackParams",
     "StackState",
     "TrainState",

@@ -22,12 +22,14 @@ from jaxrnn.cells.elman import ELMAN, ElmanParams, ElmanState
 from jaxrnn.cells.from_step import cell_from_step
 from jaxrnn.cells.gru import GRU, GRUParams, GRUState
 from jaxrnn.cells.lstm import LSTM, LSTMParams, LSTMState
+from jaxrnn.cells.slstm import SLSTM, SLSTMParams, SLSTMState
 from jaxrnn.checks import sizes_of, step_arguments, vector
 
 __all__ = [
     "ELMAN",
     "GRU",
     "LSTM",
+    "SLSTM",
     "Cell",
     "Drawn",
     "ElmanParams",
@@ -38,6 +40,8 @@ __all__ = [
     "GRUState",
     "LSTMParams",
     "LSTMState",
+    "SLSTMParams",
+    "SLSTMState",
     "Same",
     "cell_from_step",
     "documentation",
@@ -49,5 +53,10 @@ __all__ = [
 ]
 
 # an exported function names its containers in its serialized form, so these names are permanent
-for _record in (ElmanParams, ElmanState, LSTMParams, LSTMState, GRUParams, GRUState):
+for _record in (
+    *(ElmanParams, ElmanState),
+    *(LSTMParams, LSTMState),
+    *(GRUParams, GRUState),
+    *(SLSTMParams, SLSTMState),
+):
     register_namedtuple_serialization(_record, serialized_name=f"jaxrnn.{_record.__name__}")

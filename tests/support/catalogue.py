@@ -48,10 +48,22 @@ def gru(p, s, x):
     return s._replace(h=(1 - z) * n + z * s.h)
 
 
+def slstm(p, s, x):
+    """The paper's cell and normaliser states are exp(m) times those of the state."""
+    i, f, z, o = np.split(x @ p.w_ih + s.h @ p.w_hh + p.b, 4, axis=-1)
+    cell = sigmoid(f) * s.c * np.exp(s.m) + np.exp(i) * np.tanh(z)
+    normalizer = sigmoid(f) * np.abs(s.n) * np.exp(s.m) + np.exp(i)
+    # any m is right
+    m = np.maximum(np.log(sigmoid(f)) + s.m + np.log(np.abs(s.n)), i)
+    h = sigmoid(o) * cell / normalizer
+    return s._replace(h=h, c=cell * np.exp(-m), n=normalizer * np.exp(-m), m=m)
+
+
 ENTRIES = (
     Entry(jaxrnn.ELMAN, elman),
     Entry(jaxrnn.LSTM, lstm),
     Entry(jaxrnn.GRU, gru),
+    Entry(jaxrnn.SLSTM, slstm),
 )
 
 CATALOGUE = {entry.cell.name: entry for entry in ENTRIES}
