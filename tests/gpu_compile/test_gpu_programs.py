@@ -28,13 +28,13 @@ SMALL, LARGE = (256, 16, 64, 128), (256, 64, 256, 512)
 SHAPES = [SMALL, LARGE]
 
 # kernels, device copies and loop counters per time step of a training step, at most
-TRAINING = {"ELMAN": 4.9, "GRU": 5.4, "LSTM": 5.3}
-IN_ONE_CHUNK = {"ELMAN": 4.7, "GRU": 5.0, "LSTM": 5.0}
+TRAINING = {"ELMAN": 4.9, "GRU": 5.4, "LSTM": 5.3, "SLSTM": 6.0}
+IN_ONE_CHUNK = {"ELMAN": 4.7, "GRU": 5.0, "LSTM": 5.0, "SLSTM": 5.7}
 BY_POLICY = {
-    "gates": {"ELMAN": 5.0, "GRU": 6.2, "LSTM": 5.6},
-    "states": {"ELMAN": 5.0, "GRU": 5.6, "LSTM": 5.5},
+    "gates": {"ELMAN": 5.0, "GRU": 6.2, "LSTM": 5.6, "SLSTM": 6.9},
+    "states": {"ELMAN": 5.0, "GRU": 5.6, "LSTM": 5.5, "SLSTM": 6.2},
     # in chunks of 16 steps, which are computed twice
-    "carries": {"ELMAN": 8.5, "GRU": 10.4, "LSTM": 9.4},
+    "carries": {"ELMAN": 8.5, "GRU": 10.4, "LSTM": 9.4, "SLSTM": 11.1},
 }
 # of a forward pass: the product, all that is elementwise, and every eighth step a count and a write
 FORWARD = 2.4
