@@ -34,7 +34,9 @@ def makes_sense(cell, shape, around):
     fields = cell.expects(jax.eval_shape(lambda: cell.init(jax.random.key(0), I, H))).state
     if shape == "projected" and cell.name in UNIT_BY_UNIT:
         return False
-    return hasattr(fields, "c") or not {"zoneout of both", "clipped"} & set(around)
+    # SLSTM's c is relative to its m
+    plain = hasattr(fields, "c") and not hasattr(fields, "m")
+    return plain or not {"zoneout of both", "clipped"} & set(around)
 
 
 # cells that read h beside their products

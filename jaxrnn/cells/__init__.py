@@ -27,6 +27,7 @@ from jaxrnn.cells.lstm import LSTM, LSTMParams, LSTMState
 from jaxrnn.cells.mgu import MGU, MGUParams, MGUState
 from jaxrnn.cells.peephole_lstm import PEEPHOLE_LSTM, PeepholeLSTMParams
 from jaxrnn.cells.reset_before_gru import RESET_BEFORE_GRU, ResetBeforeGRUParams
+from jaxrnn.cells.slstm import SLSTM, SLSTMParams, SLSTMState
 from jaxrnn.cells.transforms import (
     ProjectedParams,
     clip_adjoint,
@@ -47,6 +48,7 @@ __all__ = [
     "MGU",
     "PEEPHOLE_LSTM",
     "RESET_BEFORE_GRU",
+    "SLSTM",
     "Cell",
     "CoupledLSTMParams",
     "Drawn",
@@ -64,6 +66,8 @@ __all__ = [
     "PeepholeLSTMParams",
     "ProjectedParams",
     "ResetBeforeGRUParams",
+    "SLSTMParams",
+    "SLSTMState",
     "Same",
     "cell_from_step",
     "clip_adjoint",
@@ -98,5 +102,7 @@ for _record in (
     PeepholeLSTMParams,
     ProjectedParams,
     ResetBeforeGRUParams,
+    SLSTMParams,
+    SLSTMState,
 ):
     register_namedtuple_serialization(_record, serialized_name=f"jaxrnn.{_record.__name__}")

@@ -36,8 +36,9 @@ TRAINING = {
     "MGU": 9.8,
     "PEEPHOLE_LSTM": 5.4,
     "RESET_BEFORE_GRU": 9.9,
+    "SLSTM": 6.0,
 }
-IN_ONE_CHUNK = {"ELMAN": 4.7, "GRU": 5.0, "LSTM": 5.0}
+IN_ONE_CHUNK = {"ELMAN": 4.7, "GRU": 5.0, "LSTM": 5.0, "SLSTM": 5.7}
 BY_POLICY = {
     "gates": {
         "COUPLED_LSTM": 5.8,
@@ -47,6 +48,7 @@ BY_POLICY = {
         "MGU": 10.1,
         "PEEPHOLE_LSTM": 5.8,
         "RESET_BEFORE_GRU": 10.4,
+        "SLSTM": 6.9,
     },
     "states": {
         "COUPLED_LSTM": 5.5,
@@ -56,6 +58,7 @@ BY_POLICY = {
         "MGU": 9.9,
         "PEEPHOLE_LSTM": 5.5,
         "RESET_BEFORE_GRU": 10.0,
+        "SLSTM": 6.2,
     },
     # in chunks of 16 steps, which are computed twice
     "carries": {
@@ -66,6 +69,7 @@ BY_POLICY = {
         "MGU": 16.5,
         "PEEPHOLE_LSTM": 9.8,
         "RESET_BEFORE_GRU": 16.9,
+        "SLSTM": 11.1,
     },
 }
 # of a forward pass: the product, all that is elementwise, and every eighth step a count and a write

@@ -137,6 +137,17 @@ def mask(key, batch_shape, input_size, hidden_size, dtype):
     return jax.random.randint(key, shape, -1, 2).astype(dtype)
 
 
+def slstm(p, s, x):
+    """The paper's cell and normaliser states are exp(m) times those of the state."""
+    i, f, z, o = np.split(x @ p.w_ih + s.h @ p.w_hh + p.b, 4, axis=-1)
+    cell = sigmoid(f) * s.c * np.exp(s.m) + np.exp(i) * np.tanh(z)
+    normalizer = sigmoid(f) * np.abs(s.n) * np.exp(s.m) + np.exp(i)
+    # any m is right
+    m = np.maximum(np.log(sigmoid(f)) + s.m + np.log(np.abs(s.n)), i)
+    h = sigmoid(o) * cell / normalizer
+    return s._replace(h=h, c=cell * np.exp(-m), n=normalizer * np.exp(-m), m=m)
+
+
 ENTRIES = (
     Entry(jaxrnn.COUPLED_LSTM, coupled_lstm),
     Entry(jaxrnn.ELMAN, elman),
@@ -157,6 +168,7 @@ ENTRIES = (
     Entry(jaxrnn.MGU, mgu, products=(2, 2)),
     Entry(jaxrnn.RESET_BEFORE_GRU, reset_before_gru, products=(2, 2)),
     Entry(jaxrnn.PEEPHOLE_LSTM, peephole_lstm),
+    Entry(jaxrnn.SLSTM, slstm),
 )
 
 CATALOGUE = {entry.cell.name: entry for entry in ENTRIES}

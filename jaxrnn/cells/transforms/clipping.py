@@ -10,7 +10,7 @@ from jax import lax
 
 from jaxrnn.cells.cell import Cell, Consts, Params, State
 from jaxrnn.cells.gated import one_step
-from jaxrnn.cells.transforms.common import each_form, require_vector_state
+from jaxrnn.cells.transforms.common import each_form, require_plain_memory, require_vector_state
 from jaxrnn.checks import positive
 
 __all__ = ["clip_adjoint", "clipped"]
@@ -43,6 +43,7 @@ def clipped(cell: Cell, limit: float) -> Cell:
                 f"`cell` must have a cell state `c` to be clipped; the state of {cell.name} has "
                 f"{', '.join(state._fields)}"
             )
+        require_plain_memory(cell, state, "`clipped`")
         return state.c
 
     def advance(

@@ -11,6 +11,7 @@ from jaxrnn.checks import describe, require_hashable
 __all__ = [
     "draws_beside",
     "each_form",
+    "require_plain_memory",
     "require_vector_state",
     "shares",
     "weight_of",
@@ -27,6 +28,19 @@ def require_vector_state(cell: Any, transform: str) -> None:
         raise ValueError(
             f"`{transform}` changes the state `h` that a cell has as its output, and the output of "
             f"{cell.name} is a function of its state: write the change into its step"
+        )
+
+
+def require_plain_memory(cell: Cell, state: Any, name: str) -> None:
+    """Refuse to change a cell state ``c`` that means something only beside another field.
+
+    Raises:
+        ValueError: `name` says which argument asks for it.
+    """
+    if hasattr(state, "m"):
+        raise ValueError(
+            f"{name} must leave `c` of {cell.name} alone: it is relative to the stabiliser `m` of "
+            "its own step, so that neither a limit nor the state of another step fits it"
         )
 
 

@@ -16,6 +16,7 @@ from jaxrnn.cells.gated import one_step
 from jaxrnn.cells.transforms.common import (
     draws_beside,
     each_form,
+    require_plain_memory,
     require_vector_state,
     shares,
     with_weight,
@@ -180,6 +181,8 @@ def zoneout(cell: Cell, *, h: float = 0.0, c: float = 0.0) -> Cell:
                 f"`{missing[0]}` must be 0: the state of {cell.name} has no such field, only "
                 f"{', '.join(state._fields)}"
             )
+        if "c" in rates:
+            require_plain_memory(cell, state, "`zoneout`")
         return state._asdict()
 
     def mixed(kept: dict[str, jax.Array] | None, before: State, after: State) -> State:
