@@ -310,7 +310,7 @@ def _advance_chunk(
 ) -> tuple[Any, Any, Any]:
     """K steps of the recursion: their xs, their inputs, and `jaxrnn.loops.Advanced`."""
     xs, inputs = _read(bound, chunk)
-    ahead = Ahead(inputs, chunk.valid, chunk.cut)
+    ahead = Ahead(inputs, chunk.valid, chunk.cut, chunk.stop)
     advanced = plan.loops.advance(
         bound, entering, arrays.reset_state, ahead, _length(chunk), reverse=plan.reverse
     )
@@ -327,6 +327,9 @@ def _restore_chunk(
     else:
         xs, inputs = _read(bound, chunk)
     before = shifted(entering, after, reverse=plan.reverse)
+    if chunk.stop is not None:
+        # for second derivatives: the state that a stopped step reads is a constant to it
+        before = select(chunk.stop, jax.tree.map(lax.stop_gradient, before), before)
     if chunk.cut is not None:
         every_step = jax.tree.map(
             lambda reset, carry: jnp.broadcast_to(reset, carry.shape), arrays.reset_state, before

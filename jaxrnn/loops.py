@@ -39,6 +39,7 @@ class Ahead(NamedTuple):
     inputs: Any
     valid: jax.Array | None
     cut: jax.Array | None
+    stop: jax.Array | None
 
 
 class Advanced(NamedTuple):
@@ -137,7 +138,12 @@ def recursion(
     """The recursion, over `jax.lax.scan` or another ``scan`` of its signature."""
 
     def step(carry: State, at: Ahead) -> tuple[State, Any]:
-        before = carry if at.cut is None else select(at.cut, reset_state, carry)
+        before = carry
+        # for second derivatives, which run through this loop: the first ones never do
+        if at.stop is not None:
+            before = select(at.stop, lax.stop_gradient(carry), carry)
+        if at.cut is not None:
+            before = select(at.cut, reset_state, before)
         after, gates = pieces.advance(bound, before, at.inputs)
         after = select(at.valid, after, carry)
         return after, (after, gates)

@@ -273,6 +273,26 @@ def test_detached_windows_are_segments_with_a_stopped_state(cell, reverse):
     assert_same(*(jax.value_and_grad(f, argnums=(0, 1))(*arguments) for f in (whole, segments)))
 
 
+@pytest.mark.parametrize("residuals", ["gates", "states", "carries"])
+def test_second_derivatives_stop_where_a_step_is_detached_alone(residuals):
+    """Where it is also reset, the carry goes unread anyway."""
+    problem = make_problem(jaxrnn.GRU, T=5, batch=(2,))
+    detach = jnp.zeros((5, 2), bool).at[2, 0].set(True).at[jnp.array([1, 3]), 1].set(True)
+
+    def through(unroll, **options):
+        def of_gradients(params, initial_state):
+            these = problem._replace(params=params, initial_state=initial_state)
+            return jnp.sum(jnp.sin(these.outputs(unroll, detach=detach, **options)[1]))
+
+        def second(*inputs):
+            gradients = jax.grad(of_gradients, argnums=(0, 1))(*inputs)
+            return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(gradients))
+
+        return jax.grad(second, argnums=(0, 1))(problem.params, problem.initial_state)
+
+    assert_same(through(jaxrnn.unroll, residuals=residuals), through(jaxrnn.unroll_reference))
+
+
 @directions
 def test_detach_never_cuts_the_path_to_a_reset_state(cell, reverse):
     problem = problem_with(cell, "resets", reverse=reverse)

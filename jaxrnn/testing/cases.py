@@ -98,7 +98,7 @@ CASES = (
 """The cases, in the order in which they are run: they tell much, then they compile fast."""
 
 SMALL = Case(
-    4, (1,), 2, 5, "states", mask=True, resets=True, reset_state="one", detach=True
+    5, (1,), 2, 5, "states", mask=True, resets=True, reset_state="one", detach=True
 )  # fmt: skip
 """The case for second derivatives: one row."""
 
@@ -243,8 +243,10 @@ def _masks(case: Case, rng: np.random.Generator) -> dict[str, np.ndarray]:
     resets, detach, mask = (rng.random(size=(T, *batch)) < share for share in (0.3, 0.3, 0.7))
     # a hole between steps that happen. A reset and a detached step in it must have no effect, and a
     # reset that is on the far side in reverse must outlast it; both on one step share the state
-    mask[:3], resets[1:3], detach[1:3] = True, True, True
+    mask[:5], resets[1:3], detach[1:3] = True, True, True
     mask[1:2] = False
+    # then a step that is detached alone, and one that is neither
+    resets[3:5], detach[3:4], detach[4:5] = False, True, False
     for name, drawn in (("mask", mask), ("resets", resets), ("detach", detach)):
         if getattr(case, name):
             found[name] = drawn
