@@ -21,12 +21,16 @@ from jaxrnn.cells.cell import (
 from jaxrnn.cells.elman import ELMAN, ElmanParams, ElmanState
 from jaxrnn.cells.from_step import cell_from_step
 from jaxrnn.cells.gru import GRU, GRUParams, GRUState
+from jaxrnn.cells.layer_norm_gru import LAYER_NORM_GRU, LayerNormGRUParams
+from jaxrnn.cells.layer_norm_lstm import LAYER_NORM_LSTM, LayerNormLSTMParams
 from jaxrnn.cells.lstm import LSTM, LSTMParams, LSTMState
 from jaxrnn.checks import sizes_of, step_arguments, vector
 
 __all__ = [
     "ELMAN",
     "GRU",
+    "LAYER_NORM_GRU",
+    "LAYER_NORM_LSTM",
     "LSTM",
     "Cell",
     "Drawn",
@@ -38,6 +42,8 @@ __all__ = [
     "GRUState",
     "LSTMParams",
     "LSTMState",
+    "LayerNormGRUParams",
+    "LayerNormLSTMParams",
     "Same",
     "cell_from_step",
     "documentation",
@@ -49,5 +55,10 @@ __all__ = [
 ]
 
 # an exported function names its containers in its serialized form, so these names are permanent
-for _record in (ElmanParams, ElmanState, LSTMParams, LSTMState, GRUParams, GRUState):
+for _record in (
+    *(ElmanParams, ElmanState),
+    *(LSTMParams, LSTMState),
+    *(GRUParams, GRUState),
+    *(LayerNormLSTMParams, LayerNormGRUParams),
+):
     register_namedtuple_serialization(_record, serialized_name=f"jaxrnn.{_record.__name__}")
