@@ -2,7 +2,14 @@
 
 from collections.abc import Sequence
 
-CELL_NAMES = {"elman": "Elman", "lstm": "LSTM", "gru": "GRU"}
+CELL_NAMES = {
+    "elman": "Elman",
+    "lstm": "LSTM",
+    "gru": "GRU",
+    "elman_relu": "Elman, ReLU",
+    "reset_before_gru": "GRU, reset before",
+    "mgu": "MGU",
+}
 # of a network: the keys of result.json, and words
 STAGES = {"initial": "at initialisation", "trained": "after training"}
 

@@ -16,15 +16,15 @@ def pad_sequences(sequences: Sequence[Any], *, padding: Any = 0) -> tuple[np.nda
     """One array of sequences of several lengths, time first, and these lengths.
 
     Args:
-        sequences: arrays ``[T_b, ...]`` that are alike but for ``T_b``, which may be 0.
-        padding: what stands behind the end of a sequence.
+        sequences: arrays ``[T_b, ...]`` of one dtype, alike but for ``T_b``, which may be 0.
+        padding: the value behind the end of each.
 
     Returns:
         ``(xs [T, B, ...], lengths [B])`` with T the longest; NumPy arrays, lengths int32.
 
     Raises:
-        TypeError: no arrays of one dtype.
-        ValueError: no sequences, or of different shapes.
+        TypeError: no arrays of numbers of one dtype.
+        ValueError: no sequences, or of different shapes; a padding that the dtype does not have.
 
     Example:
         >>> import jaxrnn
@@ -35,6 +35,15 @@ def pad_sequences(sequences: Sequence[Any], *, padding: Any = 0) -> tuple[np.nda
     arrays = [np.asarray(each) for each in sequences]
     if not arrays:
         raise ValueError("`sequences` must be at least one; got none")
+    # an empty list has no dtype of its own
+    filled = [each for each in arrays if each.size]
+    first = filled[0] if filled else arrays[0]
+    arrays = [each if each.size else each.astype(first.dtype) for each in arrays]
+    if not (jnp.issubdtype(first.dtype, jnp.number) or first.dtype == bool):
+        raise TypeError(f"`sequences` must be arrays of numbers; got dtype {first.dtype}")
+    # a NaN is no equal of itself
+    if padding == padding and np.asarray(padding).astype(first.dtype) != padding:
+        raise ValueError(f"`padding` must be a value of {first.dtype}; got {padding!r}")
     for b, each in enumerate(arrays):
         if each.ndim == 0 or each.shape[1:] != arrays[0].shape[1:]:
             raise ValueError(

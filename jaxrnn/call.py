@@ -17,6 +17,7 @@ from jaxrnn.checks import (
     describe,
     lengths_of,
     matching_arrays,
+    prng_key,
     require_hashable,
     sequence_of,
     size,
@@ -24,8 +25,16 @@ from jaxrnn.checks import (
 )
 from jaxrnn.dtypes import sum_bytes
 from jaxrnn.masks import select
-from jaxrnn.memory import StepBytes, footprint, step_bytes
-from jaxrnn.plan import RESIDUALS, Plan, Sizes, choose, target_tuning
+from jaxrnn.memory import StepBytes, step_bytes
+from jaxrnn.plan import (
+    RESIDUALS,
+    Plan,
+    Sizes,
+    candidates,
+    choose,
+    target_tuning,
+    total_bytes,
+)
 
 __all__ = [
     "Call",
@@ -228,12 +237,11 @@ def sizes_of_call(call: Call) -> tuple[StepBytes, Sizes]:
     )
 
 
-def bytes_of_call(call: Call) -> int:
-    """The bytes that the fastest plan of a call holds for its gradient, outputs included."""
+def bytes_of_call(call: Call) -> tuple[int, int]:
+    """The bytes that a call holds for its gradient by its leanest and by its fastest plan."""
     step, sizes = sizes_of_call(call)
-    plan = choose(step, sizes, residuals=None, memory_budget=None)
-    hs_in_states = sizes.hs_in_states
-    return footprint(step, sizes.weights, sizes.T, *plan, hs_in_states=hs_in_states).total
+    totals = [total_bytes(step, sizes, plan) for plan in candidates(step, sizes)]
+    return min(totals), totals[0]
 
 
 def arrays_of(call: Call) -> bptt.Arrays:
@@ -340,10 +348,7 @@ def _draw(
         return None, None
     if cell.draw is None:
         raise ValueError(f"`key` must be None: {cell.name} draws nothing at random")
-    try:
-        jax.eval_shape(jax.random.fold_in, key, 0)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"`key` must be one jax.random.key; got {describe(key)}") from error
+    prng_key("key", key)
     drawn = cell.draw(key, params, T, batch_shape)
     if not isinstance(drawn, tuple) or len(drawn) != 2:
         raise TypeError(f"{cell.name}.draw must return (consts, steps); got {describe(drawn)}")

@@ -3,6 +3,7 @@
 Each error names the argument, what was expected, what came, and the likely fix where there is one.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -20,6 +21,9 @@ __all__ = [
     "floating_dtype",
     "lengths_of",
     "matching_arrays",
+    "positive",
+    "prng_key",
+    "rate_of",
     "require_hashable",
     "same_structure",
     "sequence_of",
@@ -122,12 +126,17 @@ def describe(value: Any) -> str:
         array_like = f"{value.dtype}{list(value.shape)}"
         known = isinstance(value, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
         return array_like if known else f"{type(value).__name__} of {array_like}"
+    if getattr(type(value).__repr__, "__module__", "").startswith("jaxrnn"):
+        # a cell or a network, in a few words
+        return repr(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         fields = (f"{n}={describe(v)}" for n, v in zip(value._fields, value, strict=True))
         return f"{type(value).__name__}({', '.join(fields)})"
     if isinstance(value, dict):
         return f"dict({', '.join(f'{key}={describe(v)}' for key, v in value.items())})"[:200]
-    if isinstance(value, (list, tuple)) and any(hasattr(v, "shape") for v in value):
+    if isinstance(value, (list, tuple)) and any(
+        hasattr(v, "shape") or hasattr(v, "_fields") for v in value
+    ):
         return f"{type(value).__name__}({', '.join(map(describe, value))})"[:200]
     return f"{type(value).__name__} {value!r}"[:200]
 
@@ -148,6 +157,33 @@ def batch_shape_of(value: Any) -> tuple[int, ...]:
 def vector(size: int, dtype: Any) -> Any:
     """The type of a vector, for `jaxrnn.cells.Expects`."""
     return jax.ShapeDtypeStruct((size,), dtype)
+
+
+def rate_of(name: str, value: Any) -> float:
+    """``value`` as a share in 0..1, 1 excluded, known before tracing."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"`{name}` must be a number, known before tracing; got {value!r}")
+    if not 0 <= value < 1:
+        raise ValueError(f"`{name}` must be in 0..1, 1 excluded; got {value}")
+    return float(value)
+
+
+def positive(name: str, value: Any) -> float:
+    """``value`` as a number above 0, known before tracing."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"`{name}` must be a number, known before tracing; got {value!r}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"`{name}` must be above 0 and finite; got {value}")
+    return float(value)
+
+
+def prng_key(name: str, value: Any) -> Any:
+    """``value`` as one PRNG key."""
+    try:
+        jax.eval_shape(jax.random.fold_in, value, 0)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`{name}` must be one jax.random.key; got {describe(value)}") from error
+    return value
 
 
 def sizes_of(

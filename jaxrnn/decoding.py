@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn.checks import array, describe, size
+from jaxrnn.checks import array, describe, prng_key, size
+from jaxrnn.dtypes import accumulation_dtype
 from jaxrnn.masks import select
 
 __all__ = ["generate"]
@@ -36,7 +37,7 @@ def generate(
         length: how many tokens to draw.
         key: a `jax.random.key`; not needed with a temperature of 0.
         temperature: the logits are divided by it; 0 takes the most probable token.
-        top_k: draw from so many most probable tokens.
+        top_k: draw from the k most probable tokens, and those as probable as the last of them.
         top_p: draw from the fewest most probable tokens whose probabilities add up to this
             (A. Holtzman et al., "The curious case of neural text degeneration", 2020), after
             temperature and ``top_k``.
@@ -71,7 +72,11 @@ def generate(
         top_k = size("top_k", top_k)
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"`top_p` must be above 0 and at most 1; got {top_p}")
-    if key is None and not greedy:
+    if stop is not None:
+        stop = size("stop", stop, least=0)
+    if key is not None:
+        prng_key("key", key)
+    elif not greedy:
         raise TypeError("`key` must be a jax.random.key, unless `temperature` is 0; got None")
     # no draw without a key, and a loop needs one to split
     keys = None if key is None else jax.random.split(key, length)
@@ -87,6 +92,10 @@ def generate(
                 f"`step_fn` must return logits [..., V] for tokens {tokens.shape}; got "
                 f"{describe(logits)}"
             )
+        if stop is not None and stop >= logits.shape[-1]:
+            raise ValueError(f"`stop` must be in 0..{logits.shape[-1] - 1}; got {stop}")
+        # noise of 16 bits has few values, and the greatest of them come too often
+        logits = logits.astype(accumulation_dtype(logits.dtype))
         if greedy:
             found = jnp.argmax(logits, -1)
         else:

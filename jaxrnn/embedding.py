@@ -51,7 +51,8 @@ def embed(params: EmbeddingParams, tokens: Any, *, padding: int | None = None) -
         params: from `init_embedding`.
         tokens: integers of any shape. Concrete ones out of 0..V-1 raise; nothing can under
             `jax.jit`, so the vector of a traced one is NaN.
-        padding: a token whose vector gets no gradient, and so stays as it is.
+        padding: a token whose vector gets no gradient from the lookup. Weight decay and tied output
+            weights change it nevertheless: no step reads it where ``lengths`` leave it out.
 
     Raises:
         TypeError: params of another type, tokens that are no integers.

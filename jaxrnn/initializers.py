@@ -21,6 +21,7 @@ __all__ = [
     "chrono",
     "glorot_uniform",
     "identity",
+    "linspace",
     "orthogonal",
     "per_gate",
     "spectral_radius",
@@ -115,6 +116,23 @@ def chrono(longest: int) -> Initializer:
     def draw(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
         wide = accumulation_dtype(dtype)
         return jnp.log(jax.random.uniform(key, shape, wide, 1, longest - 1)).astype(dtype)
+
+    return draw
+
+
+def linspace(start: float, stop: float) -> Initializer:
+    """The initializer with evenly spaced values along the last axis; the key is not used.
+
+    As the bias of a gate that keeps the state, it gives a layer short and long memories:
+    `jaxrnn.SLSTM.init` has it as ``forget_bias``.
+    """
+
+    def draw(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
+        del key
+        wide = accumulation_dtype(dtype)
+        return jnp.broadcast_to(jnp.linspace(start, stop, shape[-1], dtype=wide), shape).astype(
+            dtype
+        )
 
     return draw
 

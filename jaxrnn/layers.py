@@ -11,6 +11,7 @@ from jax.export import register_namedtuple_serialization
 from jaxrnn.cells.cell import Cell, State
 from jaxrnn.checks import array, describe
 from jaxrnn.masks import zero_unless
+from jaxrnn.sharding import of_one_layout
 
 __all__ = [
     "MERGES",
@@ -21,6 +22,7 @@ __all__ = [
     "learnable",
     "noted",
     "output_size",
+    "rows_of",
     "run",
     "start_of",
 ]
@@ -118,17 +120,18 @@ def run(
 
 def start_of(each: Layer, params: LayerParams, batch_shape: tuple[int, ...]) -> LayerState:
     """The state before the first step of both directions."""
-
-    def rows(leaf: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(leaf, (*batch_shape, *leaf.shape))
-
     if params.initial_state is not None:
-        return jax.tree.map(rows, params.initial_state)
+        return rows_of(params.initial_state, batch_shape)
     backward = params.backward
     return LayerState(
         forward=each.cell.initial_state(params.forward, batch_shape),
         backward=None if backward is None else each.cell.initial_state(backward, batch_shape),
     )
+
+
+def rows_of(state: Any, batch_shape: tuple[int, ...]) -> Any:
+    """The state ``[*]`` of one row as that of every row, leaves ``[*batch_shape, *]``."""
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*batch_shape, *leaf.shape)), state)
 
 
 def learnable(cell: Cell, params: LayerState) -> LayerState:
@@ -174,7 +177,8 @@ def _dropped(dropouts: tuple[Dropout, ...], key: jax.Array | None, xs: Any) -> A
         xs = array("xs", xs)
         shape = (1, *xs.shape[1:]) if mask == "sequence" else xs.shape
         kept = jax.random.bernoulli(jax.random.fold_in(key, n), 1 - rate, shape)
-        xs = jnp.where(jnp.broadcast_to(kept, xs.shape), xs / (1 - rate), jnp.zeros_like(xs))
+        xs, kept = of_one_layout(xs, jnp.broadcast_to(kept, xs.shape))
+        xs = jnp.where(kept, xs / (1 - rate), jnp.zeros_like(xs))
     return xs
 
 

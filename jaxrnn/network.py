@@ -17,12 +17,15 @@ import jax
 import jax.numpy as jnp
 from jax.export import register_namedtuple_serialization
 
-from jaxrnn.call import bytes_of_call, check_policy, steps_before, validate
+from jaxrnn.budget import shares
+from jaxrnn.call import check_policy, steps_before
 from jaxrnn.cells.cell import Cell
 from jaxrnn.checks import (
     batch_shape_of,
     describe,
     floating_dtype,
+    prng_key,
+    rate_of,
     require_hashable,
     size,
     static_bool,
@@ -94,6 +97,7 @@ class Network(NamedTuple):
             ValueError: a residual layer whose output is not as wide as its input.
         """
         width, dtype = size("input_size", input_size), floating_dtype("dtype", dtype)
+        prng_key("key", key)
         made = []
         for n, (each, layer_key) in enumerate(
             zip(self.layers, jax.random.split(key, len(self.layers)), strict=True)
@@ -155,7 +159,9 @@ class Network(NamedTuple):
                 dropout is the identity. Layer n draws from ``jax.random.fold_in(key, n)``, split in
                 three: dropout, forward, backward.
             residuals: as in `jaxrnn.unroll`.
-            memory_budget: the bytes that the whole network may hold for its gradient.
+            memory_budget: the bytes that the whole network may hold for its gradient, dropout and
+                the gradients between layers included. The least is known from shapes; below it the
+                error says how much it is.
             return_states: also return the state after every step.
 
         Returns:
@@ -170,12 +176,16 @@ class Network(NamedTuple):
         layers = self.checked(params)
         return_states = static_bool("return_states", return_states)
         check_policy(residuals, memory_budget)
-        starts = _layers_of("initial_state", initial_state, StackState, len(layers))
+        starts = self.checked_state("initial_state", initial_state)
+        if key is not None:
+            prng_key("key", key)
         shape = jnp.shape(jax.tree.leaves(xs)[0])[:-1] if jax.tree.leaves(xs) else ()
         masks = {"lengths": lengths, "mask": mask, "resets": resets, "detach": detach}
-        budgets = _shares(self, layers, xs, masks, memory_budget)
+        budgets = shares(self.layers, layers, xs, masks, key, memory_budget)
         valid = mask
-        if lengths is not None and mask is None and any(each.residual for each in self.layers):
+        residual = any(each.residual for each in self.layers)
+        # without an axis of time, unroll says what is missing
+        if lengths is not None and mask is None and residual and shape:
             valid = steps_before(lengths, shape[0], shape[1:])
         finals: list[Any] = []
         states: list[Any] = []
@@ -211,14 +221,14 @@ class Network(NamedTuple):
             state: from `initial_state`, or from the step before.
             x: one input, or a pytree if the first layer's cell takes one.
             key: as in `apply`. Masks per sequence are those that `apply` draws of the same key;
-                masks per step are as new as the key is.
+                masks per step are as new as the key is, so give every step a key of its own.
 
         Raises:
-            TypeError: a state that is none.
+            TypeError: a state that is no StackState.
             ValueError: a layer in both directions, whose backward one begins at the end.
         """
         layers = self.checked(params)
-        states = _layers_of("state", state, StackState, len(layers))
+        states = self.checked_state("state", state)
         if state is None:
             raise TypeError("`state` must be a jaxrnn.StackState, from initial_state; got None")
         for n, each in enumerate(self.layers):
@@ -237,6 +247,24 @@ class Network(NamedTuple):
             after.append(LayerState(forward, None))
             x = x + h if each.residual else h
         return StackState(tuple(after)), x
+
+    def checked_state(self, name: str, state: Any) -> tuple[Any, ...]:
+        """The state of each layer, if it can be this network's; Nones for None."""
+        if state is None:
+            return (None,) * len(self.layers)
+        states = _layers_of(name, state, StackState, len(self.layers))
+        for n, (each, of_layer) in enumerate(zip(self.layers, states, strict=True)):
+            if not isinstance(of_layer, LayerState):
+                raise TypeError(
+                    f"`{name}.layers[{n}]` must be a jaxrnn.LayerState; got {describe(of_layer)}"
+                )
+            for field, wanted in (("forward", True), ("backward", each.bidirectional)):
+                if (getattr(of_layer, field) is not None) != wanted:
+                    raise ValueError(
+                        f"`{name}.layers[{n}].{field}` must {'not ' * wanted}be None, as the layer "
+                        f"was made; got {describe(getattr(of_layer, field))}"
+                    )
+        return states
 
     def checked(self, params: Any) -> tuple[LayerParams, ...]:
         """The params of each layer, if they can be this network's."""
@@ -270,7 +298,8 @@ def layer(
     """A network of one layer.
 
     Args:
-        cell: a `jaxrnn.Cell`.
+        cell: a `jaxrnn.Cell`. Its ``init`` draws the weights; `stack` has dropout between layers,
+            `jaxrnn.recurrent_dropout` and `jaxrnn.zoneout` make cells with noise of their own.
         hidden_size: units of each direction.
         bidirectional: also read every sequence from its last valid step to its first.
         merge: what is made of the outputs of both directions: ``[..., 2 H]`` by ``"concat"``, else
@@ -281,7 +310,7 @@ def layer(
 
     Raises:
         TypeError: an argument of another type.
-        ValueError: a size below 1, another merge.
+        ValueError: a size below 1; an unknown merge, or one of a single direction.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -296,6 +325,8 @@ def layer(
     require_hashable(cell)
     if merge not in MERGES:
         raise ValueError(f"`merge` must be one of {', '.join(MERGES)}; got {merge!r}")
+    if merge != "concat" and not bidirectional:
+        raise ValueError(f"`merge` must be 'concat' for a layer of one direction; got {merge!r}")
     made = Layer(
         cell=cell,
         hidden_size=size("hidden_size", hidden_size),
@@ -318,7 +349,8 @@ def stack(
     Args:
         networks: from `layer` or `stack`, whose own dropout stays where it is.
         dropout: the share of the features that is set to zero between two of ``networks``, while
-            the others grow by ``1 / (1 - dropout)``; only with a ``key``.
+            the others grow by ``1 / (1 - dropout)``; only with a ``key``. A nested stack keeps its
+            own.
         input_dropout: the same for the inputs of the first one.
         dropout_mask: drawn anew for every ``"step"``, or once for the ``"sequence"`` of each row
             (Y. Gal and Z. Ghahramani, "A theoretically grounded application of dropout in recurrent
@@ -326,7 +358,8 @@ def stack(
 
     Raises:
         TypeError: an argument of another type.
-        ValueError: no networks, a rate out of 0..1 (1 excluded), another mask.
+        ValueError: no networks; dropout between fewer than two; a rate out of 0..1 (1 excluded);
+            an unknown ``dropout_mask``; a reference beside what is none.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -341,21 +374,32 @@ def stack(
         raise ValueError("`networks` must be at least one jaxrnn.Network; got none")
     for network in networks:
         if not isinstance(network, Network):
+            hint = ": pass them one by one, stack(*layers)" * isinstance(network, (list, tuple))
             raise TypeError(
                 "`networks` must be jaxrnn.Network, such as layer(cell, hidden_size); got "
-                f"{describe(network)}"
+                f"{describe(network)}{hint * (not isinstance(network, Cell))}"
             )
+        if network.unroll is not networks[0].unroll:
+            raise ValueError(
+                "`networks` must all be differentiated alike: take the `reference` of the stack, "
+                "not of some of its layers"
+            )
+    if len(networks) == 1 and dropout:
+        raise ValueError(
+            "`dropout` stands between two networks, and there is one: `input_dropout` is for its "
+            f"inputs; got {dropout}"
+        )
     if dropout_mask not in ("step", "sequence"):
         raise ValueError(f"`dropout_mask` must be 'step' or 'sequence'; got {dropout_mask!r}")
     layers: list[Layer] = []
     for n, network in enumerate(networks):
         name, rate = ("dropout", dropout) if n else ("input_dropout", input_dropout)
-        outer = Dropout(_rate(name, rate), dropout_mask)
+        outer = Dropout(rate_of(name, rate), dropout_mask)
         first, *others = network.layers
         if outer.rate:
             first = first._replace(dropouts=(outer, *first.dropouts))
         layers += [first, *others]
-    _rate("dropout", dropout)
+    rate_of("dropout", dropout)
     return Network(tuple(layers), networks[0].unroll)
 
 
@@ -369,41 +413,10 @@ def reference(network: Network) -> Network:
     return network._replace(unroll=unroll_reference)
 
 
-def _rate(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"`{name}` must be a number, known before tracing; got {value!r}")
-    if not 0 <= value < 1:
-        raise ValueError(f"`{name}` must be in 0..1, 1 excluded; got {value}")
-    return float(value)
-
-
 def _layers_of(name: str, given: Any, record: Any, count: int) -> tuple[Any, ...]:
-    """The layers of params or of a state; Nones for None."""
-    if given is None and record is StackState:
-        return (None,) * count
+    """The layers of params or of a state."""
     if not isinstance(given, record):
         raise TypeError(f"`{name}` must be a jaxrnn.{record.__name__}; got {describe(given)}")
     if len(given.layers) != count:
         raise ValueError(f"`{name}` must have {count} layers; got {len(given.layers)}")
     return tuple(given.layers)
-
-
-def _shares(
-    network: Network, layers: tuple[LayerParams, ...], xs: Any, masks: Any, budget: int | None
-) -> list[int | None]:
-    """The budget of each direction, by layer, in proportion to what it takes if none is set."""
-    if budget is None:
-        return [None] * len(layers)
-    fastest: list[int] = []
-
-    def sizes(layers: Any, xs: Any, masks: Any) -> Any:
-        for each, of_layer in zip(network.layers, layers, strict=True):
-            fastest.append(bytes_of_call(validate(each.cell, of_layer.forward, xs, None, masks)))
-            h = unroll_reference(each.cell, of_layer.forward, xs, **masks)[1]
-            xs = MERGES[each.merge](h, h) if each.bidirectional else h
-        return xs
-
-    jax.eval_shape(sizes, layers, xs, {name: m for name, m in masks.items() if m is not None})
-    directions = [2 if each.bidirectional else 1 for each in network.layers]
-    total = sum(count * each for count, each in zip(directions, fastest, strict=True))
-    return [budget * each // total if total > budget else None for each in fastest]

@@ -43,7 +43,7 @@ def consts_rows(cell: Cell, consts: Any, drawn: Any) -> tuple[Any, Any]:
     """Which leaves of the consts that were given and drawn start with the batch axes: booleans."""
     both = with_drawn(cell, consts, drawn)
     if not jax.tree.leaves(both):
-        return None, None
+        return consts, drawn
     if cell.consts_rows is None:
         raise TypeError(f"{cell.name} draws consts, so it must have `consts_rows`")
     prefix = cell.consts_rows(both)

@@ -3,6 +3,7 @@
 All that was tuned by measurement stands in `TUNING`, a column for each platform.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -152,17 +153,28 @@ def choose(
     Raises:
         ValueError: a budget in which nothing fits; the message says the least.
     """
+    T, rows, _, H = sizes[:4]
+    if residuals is not None:
+        chunk = _default_chunk(sizes, residuals, step.backward)
+        return residuals, chunk, chunk
+    plans = candidates(step, sizes)
+    if memory_budget is None:
+        return plans[0]
+    for plan in plans:
+        if total_bytes(step, sizes, plan) <= memory_budget:
+            return plan
+    least = min(plans, key=functools.partial(total_bytes, step, sizes))
+    raise ValueError(
+        f"`memory_budget` must be at least {total_bytes(step, sizes, least)} bytes for {T=}, "
+        f"{rows} rows and {H=} (residuals={least[0]!r} in chunks of {least[1]} steps); got "
+        f"{memory_budget}"
+    )
+
+
+def candidates(step: StepBytes, sizes: Sizes) -> list[tuple[str, int, int]]:
+    """``(residuals, chunk, forward_chunk)`` of the plans for a call, the fastest first."""
     column = target_tuning()
     T, rows, I, H = sizes[:4]
-
-    def default_chunk(residuals: str, workspace: int = step.backward) -> int:
-        # smaller products take less of the time
-        useful = (I + H) ** 2 * column.rows_that_gain // 128**2 // max(rows, 1)
-        return chunk_length(T, residuals, useful=useful, workspace=max(workspace, 1), tuning=column)
-
-    if residuals is not None:
-        chunk = default_chunk(residuals)
-        return residuals, chunk, chunk
     made = step.state + step.gates
     entries = rows * H >= column.whole_entries
     # a derived linearisation reads no gates, and holds twice as much of a chunk
@@ -170,29 +182,30 @@ def choose(
     whole_forward = whole or (entries and T * step.inputs <= column.whole_forward_limit)
     keep_gates = (whole or column.wide <= I + H) and T * made <= column.gates_limit
     residuals = "gates" if keep_gates else "states"
-    chunk = max(T, 1) if whole else default_chunk(residuals)
-    forward_chunk = max(T, 1) if whole_forward else default_chunk(residuals, step.inputs + made)
+    chunk = max(T, 1) if whole else _default_chunk(sizes, residuals, step.backward)
+    forward_chunk = (
+        max(T, 1) if whole_forward else _default_chunk(sizes, residuals, step.inputs + made)
+    )
     fastest = residuals, chunk, forward_chunk
-    if memory_budget is None:
-        return fastest
-    plans = [fastest] + [
+    return [fastest] + [
         (leaner, chunk, chunk)
         for leaner in RESIDUALS[RESIDUALS.index(residuals) :]
-        for chunk in _halves(default_chunk(leaner), column)
+        for chunk in _halves(_default_chunk(sizes, leaner, step.backward), column)
     ]
 
-    def total(plan: tuple[str, int, int]) -> int:
-        hs_in_states = sizes.hs_in_states
-        return footprint(step, sizes.weights, T, *plan, hs_in_states=hs_in_states).total
 
-    for plan in plans:
-        if total(plan) <= memory_budget:
-            return plan
-    least = min(plans, key=total)
-    raise ValueError(
-        f"`memory_budget` must be at least {total(least)} bytes for {T=}, {rows} rows and {H=} "
-        f"(residuals={least[0]!r} in chunks of {least[1]} steps); got {memory_budget}"
-    )
+def total_bytes(step: StepBytes, sizes: Sizes, plan: tuple[str, int, int]) -> int:
+    """The bytes that a plan holds for the gradient of a call, outputs included."""
+    hs_in_states = sizes.hs_in_states
+    return footprint(step, sizes.weights, sizes.T, *plan, hs_in_states=hs_in_states).total
+
+
+def _default_chunk(sizes: Sizes, residuals: str, workspace: int) -> int:
+    column = target_tuning()
+    T, rows, I, H = sizes[:4]
+    # smaller products take less of the time
+    useful = (I + H) ** 2 * column.rows_that_gain // 128**2 // max(rows, 1)
+    return chunk_length(T, residuals, useful=useful, workspace=max(workspace, 1), tuning=column)
 
 
 def chunk_length(

@@ -5,6 +5,10 @@ axis would lose its sharding. Sums over leading axes run in at least float32, so
 summed over many steps in a 16-bit type is rounded once, at the end.
 """
 
+import abc
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -13,12 +17,49 @@ from jaxrnn.dtypes import accumulation_dtype
 from jaxrnn.sharding import product_sharding
 
 __all__ = [
+    "Weight",
     "add_bias",
     "affine",
     "bias_gradient",
+    "columns_apart",
+    "columns_gradient",
     "input_gradient",
+    "summed_product",
     "weight_gradient",
 ]
+
+
+class Weight(abc.ABC):
+    """A weight whose product is not the plain one, in the place of an array ``w [I, O]``.
+
+    ``x @ w``, `input_gradient`, `weight_gradient`, `columns_apart` and
+    `columns_gradient` take it. Cells transformed by
+    `jaxrnn.cells.transforms` read such weights: masked, block-diagonal, or in another dtype.
+    """
+
+    @abc.abstractmethod
+    def __rmatmul__(self, x: jax.Array) -> jax.Array:
+        """``x [..., I] @ w``, ``[..., O]``."""
+
+    @abc.abstractmethod
+    def input_gradient(self, dy: jax.Array) -> jax.Array:
+        """``dx [..., I]`` of ``y = x @ w``, from ``dy [..., O]``."""
+
+    @abc.abstractmethod
+    def weight_gradient(self, x: jax.Array, dy: jax.Array) -> jax.Array:
+        """The gradient of the array that the weight is stored as, in the accumulation dtype."""
+
+    @abc.abstractmethod
+    def map(self, f: Callable[[jax.Array], Any]) -> "Weight":
+        """The weight of ``f`` of the array that it is stored as."""
+
+    @abc.abstractmethod
+    def columns_apart(self, at: int) -> "tuple[Weight, Weight]":
+        """The weights of the outputs before ``at``, and from there on."""
+
+    @abc.abstractmethod
+    def columns_gradient(self, first: jax.Array, second: jax.Array) -> jax.Array:
+        """The gradient of the stored array, from those of the two parts."""
 
 
 def add_bias(z: jax.Array, b: jax.Array) -> jax.Array:
@@ -31,22 +72,51 @@ def affine(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
     return add_bias(x @ w, b)
 
 
-def input_gradient(dy: jax.Array, w: jax.Array) -> jax.Array:
+def columns_apart(w: jax.Array | Weight, at: int) -> tuple[jax.Array | Weight, jax.Array | Weight]:
+    """``w[:, :at]`` and ``w[:, at:]``, for a step that multiplies by one after the other."""
+    if isinstance(w, Weight):
+        return w.columns_apart(at)
+    # XLA moves a barrier out of the loop over steps together with the slice that it reads; the
+    # slice alone would be copied at every step
+    return lax.optimization_barrier(w[:, :at]), lax.optimization_barrier(w[:, at:])
+
+
+def columns_gradient(w: jax.Array | Weight, first: jax.Array, second: jax.Array) -> jax.Array:
+    """The gradient of ``w``, from those of its two parts by `columns_apart`."""
+    if isinstance(w, Weight):
+        return w.columns_gradient(first, second)
+    return jnp.concatenate([first, second], axis=-1)
+
+
+def input_gradient(dy: jax.Array, w: jax.Array | Weight) -> jax.Array:
     """``dx [..., I] = dy [..., O] @ w^T``, for ``y = x @ w``."""
+    if isinstance(w, Weight):
+        return w.input_gradient(dy)
     # XLA:CPU is slow on dy @ w.T with w row-major: a copied transpose is fast, and the barrier
     # keeps XLA from undoing it
     return dy @ lax.optimization_barrier(w.T)
 
 
-def weight_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
-    """``dw [I, O] = sum over the leading axes of x^T dy``, in the accumulation dtype."""
-    leading, wide = tuple(range(x.ndim - 1)), accumulation_dtype(x.dtype)
+def weight_gradient(x: jax.Array, dy: jax.Array, w: jax.Array | Weight | None = None) -> jax.Array:
+    """``dw [I, O] = sum over the leading axes of x^T dy``, in the accumulation dtype.
+
+    ``w`` is the weight itself, where it may be a `Weight`.
+    """
+    if isinstance(w, Weight):
+        return w.weight_gradient(x, dy)
+    leading = tuple(range(x.ndim - 1))
+    return summed_product(x, dy, ((leading, leading), ((), ())))
+
+
+def summed_product(x: jax.Array, dy: jax.Array, dimension_numbers: Any) -> jax.Array:
+    """`jax.lax.dot_general` over the leading axes, in the accumulation dtype."""
+    wide = accumulation_dtype(x.dtype)
 
     def product(x: jax.Array, dy: jax.Array) -> jax.Array:
         return lax.dot_general(
             x,
             dy,
-            ((leading, leading), ((), ())),
+            dimension_numbers,
             preferred_element_type=wide,
             out_sharding=product_sharding(x, dy),
         )

@@ -13,7 +13,7 @@ from jax import lax
 from jax.export import register_namedtuple_serialization
 
 from jaxrnn import platforms
-from jaxrnn.checks import describe, static_bool
+from jaxrnn.checks import describe, prng_key, static_bool
 from jaxrnn.dtypes import accumulation_dtype, in_dtype_of, zero_sums
 
 __all__ = ["TrainState", "accumulate", "decay_mask", "init_train_state", "make_train_step"]
@@ -52,10 +52,7 @@ def init_train_state(params: Any, optimizer: Optimizer, key: jax.Array) -> Train
         TypeError: an optimizer that is not optax's; a key that is no JAX PRNG key.
     """
     _require_optimizer(optimizer)
-    try:
-        jax.eval_shape(jax.random.fold_in, key, 0)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"`key` must be a JAX PRNG key; got {describe(key)}") from error
+    prng_key("key", key)
     state = TrainState(
         step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params), key=key
     )
@@ -133,7 +130,8 @@ def accumulate(
     Returns:
         ``loss_fn(params, microbatches, key) -> loss``. Every leaf of ``microbatches`` has one axis
         before those of a microbatch, and every microbatch a key of its own. If the weights sum to
-        0, the loss is 0 with zero gradients. The params alone have gradients.
+        0, the loss is 0 with zero gradients. It is differentiated by the params alone, and the
+        weights count as constants: they must not depend on the params.
 
     Raises:
         TypeError: a ``sum_fn`` that is no function of three arguments; at a call, one that does not
@@ -156,12 +154,13 @@ def accumulate(
     _require_function("sum_fn", sum_fn, "(params, microbatch, key)")
 
     def loss_fn(params: Any, microbatches: Any, key: jax.Array) -> jax.Array:
-        each = microbatches, jax.random.split(key, _count(microbatches))
+        each = microbatches, jax.random.split(prng_key("key", key), _count(microbatches))
         first = jax.tree.map(lambda leaf: leaf[0], each)
         nothing = _zero_sums_of(jax.eval_shape(sum_fn, params, *first))
 
         def add(sums: Any, found: Any) -> tuple[Any, None]:
-            return jax.tree.map(lambda total, a: total + a.astype(total.dtype), sums, found), None
+            found = jax.tree.map(lambda a, total: jnp.asarray(a, total.dtype), found, sums)
+            return jax.tree.map(jnp.add, sums, found), None
 
         # a closure over the batch: to differentiate by it is an error of JAX's, not a wrong zero
         @jax.custom_vjp

@@ -7,17 +7,18 @@ compiler's last stage does not optimise. With another ``XLA_FLAGS`` in the envir
 import gc
 import importlib.metadata
 import os
+from pathlib import Path
 
 # before the first import of jax: tests never need an accelerator, and must not depend on one
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
     "XLA_FLAGS",
-    # XLA's older way to compile what is elementwise takes half as long, where it is still there. A
-    # module that is not split for several threads takes three quarters of the time
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-    " --xla_cpu_parallel_codegen_split_count=1"
-    if importlib.metadata.version("jaxlib").startswith("0.10.")
-    else "--xla_backend_optimization_level=0",
+    # a module that is not split for several threads takes three quarters of the time with jax 0.10,
+    # and fewer of the mappings of memory of which a process may have 65530
+    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+    # XLA's older way to compile what is elementwise takes half as long, where it is still there
+    + " --xla_cpu_use_fusion_emitters=false"
+    * importlib.metadata.version("jaxlib").startswith("0.10."),
 )
 
 import jax
@@ -38,3 +39,13 @@ def cell(request):
     import jaxrnn
 
     return getattr(jaxrnn, request.param)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_programs_at_once():
+    """Forget compiled programs before their mappings of memory are more than Linux allows."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 30_000:
+        jax.clear_caches()
+        gc.collect()

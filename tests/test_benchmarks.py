@@ -16,7 +16,7 @@ import pytest
 import jaxrnn
 from experiments.benchmarks import __main__ as benchmarks
 from experiments.benchmarks import cases, gate, processes, report, summary
-from experiments.benchmarks.cases import GATES, Case
+from experiments.benchmarks.cases import CELLS, PLAIN, Case
 from experiments.benchmarks.contenders import (
     CORES,
     MODULES,
@@ -216,7 +216,7 @@ def test_products_flops():
 
 
 @pytest.mark.parametrize("operation", ["forward", "training"])
-@pytest.mark.parametrize("cell", GATES)
+@pytest.mark.parametrize("cell", PLAIN)
 def test_products_in_the_loop_are_the_necessary_ones_and_all_of_them(cell, operation):
     # four chunks of 16 steps
     case = Case("sequence", cell, T=64, B=2, I=3, H=5)
@@ -229,7 +229,7 @@ def test_products_in_the_loop_are_the_necessary_ones_and_all_of_them(cell, opera
         summed = math.prod(sizes[int(axis)] for axis in contracted.split(","))
         entries = math.prod(map(int, result.split(",")))
         # those of a step have no time in them
-        times = 64 if entries * summed == 2 * 5 * GATES[cell] * 5 else 4
+        times = 64 if entries * summed == 2 * 5 * CELLS[cell].gates * 5 else 4
         flops += times * 2 * entries * summed
     assert flops == cases.product_flops(case, operation)
 
@@ -239,7 +239,7 @@ def test_adjoint_of_the_products_is_right():
     jaxrnn.testing.check_cell(products.cell(4))
 
 
-@pytest.mark.parametrize("cell", GATES)
+@pytest.mark.parametrize("cell", CELLS)
 def test_same_case_same_arrays_and_no_bias_is_zero(cell):
     one, other = (cases.arrays(Case("sequence", cell, 3, 2, 4, 5)) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, one, other)

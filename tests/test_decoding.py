@@ -138,3 +138,17 @@ def test_bad_input_is_refused_by_name(name):
     call, kind, message = BAD[name]
     with pytest.raises(kind, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_tokens_are_drawn_with_their_probabilities_in_every_dtype(dtype):
+    """Noise of 16 bits would draw the most probable of many tokens nearly always."""
+    V, rows = 500, 4000
+    logits = jnp.zeros(V).at[0].set(jnp.log(0.3 / 0.7 * (V - 1))).astype(dtype)
+
+    def step(state, tokens):
+        return state, jnp.broadcast_to(logits, (*tokens.shape, V))
+
+    first = jnp.zeros(rows, jnp.int32)
+    tokens, _ = jaxrnn.generate(step, (), first, 1, key=jax.random.key(0))
+    assert abs(float(jnp.mean(tokens == 0)) - 0.3) < 0.03

@@ -18,6 +18,8 @@ BLOCKS = CODE.findall(README)
 MODULES = [
     "platforms",
     "initializers",
+    "cells.elman",
+    "cells.leaky",
     "cells.from_step",
     "sequence",
     "network",
@@ -28,7 +30,8 @@ MODULES = [
     "readout",
     "training",
     "parallel",
-    "diagnostics.recording",
+    "diagnostics",
+    "diagnostics.backpropagation",
     "diagnostics.contributions",
     "diagnostics.flow",
     "diagnostics.truncation",

@@ -98,6 +98,16 @@ BAD = {
         ValueError,
         r"got \(2, 3\) and, at 1, \(2, 4\)",
     ),
+    "words": (
+        lambda: jaxrnn.pad_sequences(["ab"]),
+        TypeError,
+        "`sequences` must be arrays of numbers",
+    ),
+    "a padding of another dtype": (
+        lambda: jaxrnn.pad_sequences([[1, 2]], padding=0.5),
+        ValueError,
+        "`padding` must be a value of int64; got 0.5",
+    ),
     "dtypes": (
         lambda: jaxrnn.pad_sequences([np.ones(2), np.ones(2, np.float32)]),
         TypeError,
@@ -111,6 +121,12 @@ def test_bad_input_is_refused_by_name(name):
     call, kind, message = BAD[name]
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_an_empty_list_among_others_has_their_dtype():
+    xs, lengths = jaxrnn.pad_sequences([[5, 17], []])
+    assert xs.tolist() == [[5, 0], [17, 0]]
+    assert (xs.dtype, lengths.tolist()) == (np.int64, [2, 0])
 
 
 def test_padded_sequences_are_read_as_they_were():

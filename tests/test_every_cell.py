@@ -1,6 +1,7 @@
 """All cells of the library, one after the other, by the same tests: see `support.catalogue`."""
 
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,8 @@ import numpy as np
 import pytest
 from support.catalogue import CATALOGUE
 from support.faults import Dialled, with_dials
-from support.problems import assert_same, make_problem, random_tree, vjp
-from support.programs import carries, collectives, products, step_loops
+from support.problems import assert_same, inputs_of, make_problem, random_tree, vjp
+from support.programs import carries, collectives, products, step_loops, weights_made_at_every_step
 
 import jaxrnn
 from jaxrnn import memory
@@ -23,16 +24,24 @@ DIALS = 48
 every_cell = pytest.mark.parametrize("entry", CATALOGUE.values(), ids=CATALOGUE)
 
 
-@functools.cache
-def problem_of(cell, **options):
-    key = None if cell.draw is None else jax.random.key(5)
-    return make_problem(cell, T, (B,), I, H, lengths=True, resets=True, key=key, **options)
+def make(entry, T, batch=(B,), I=I, H=H, **options):
+    """A problem of the entry's cell, with its consts."""
+    consts = None
+    if entry.make_consts is not None:
+        consts = entry.make_consts(jax.random.key(4), batch, I, H, jnp.float64)
+    return make_problem(entry.cell, T, batch, I, H, consts=consts, **options)
 
 
 @functools.cache
-def reference_of(cell):
+def problem_of(entry):
+    key = None if entry.cell.draw is None else jax.random.key(5)
+    return make(entry, T, lengths=True, resets=True, key=key)
+
+
+@functools.cache
+def reference_of(entry):
     """Cotangents, and outputs and gradients by autodiff of the step."""
-    problem = problem_of(cell)
+    problem = problem_of(entry)
     like = jax.eval_shape(lambda: problem.outputs(return_states=True))
     cotangents = random_tree(like, seed=3)
     return cotangents, vjp(problem, jaxrnn.unroll_reference, cotangents, return_states=True)
@@ -41,30 +50,34 @@ def reference_of(cell):
 @every_cell
 def test_the_adjoint_is_that_of_autodiff_and_every_term_of_it_counts(entry):
     """In one program: the rule as it is, and with each of its terms a quarter too large."""
-    problem = problem_of(entry.cell)
-    cotangents, (outputs, gradients) = reference_of(entry.cell)
+    problem = problem_of(entry)
+    cotangents, (outputs, gradients) = reference_of(entry)
     cell, names = with_dials(entry.cell, DIALS)
 
     @jax.jit
     @functools.partial(jax.vmap, in_axes=0)
     def run(dials):
-        def f(params, xs, initial_state):
+        def f(params, xs, initial_state, consts):
             dialled = problem._replace(
-                cell=cell, params=Dialled(params, dials), xs=xs, initial_state=initial_state
+                cell=cell,
+                params=Dialled(params, dials),
+                xs=xs,
+                initial_state=initial_state,
+                consts=consts,
             )
             return dialled.outputs(return_states=True)
 
-        found, pull = jax.vjp(f, problem.params, problem.xs, problem.initial_state)
+        found, pull = jax.vjp(f, *inputs_of(problem))
         return found, pull(cotangents)
 
     found = run(jnp.concatenate([jnp.zeros((1, DIALS)), 0.25 * jnp.eye(DIALS)]))
     right = jax.tree.map(lambda leaf: leaf[0], found)
-    assert_same(right, (outputs, gradients[:3]))
+    assert_same(right, (outputs, gradients))
     for place in ("factors", "dbefore", "dparams", "dxs"):
         assert any(name.startswith(place) for name in names)
     for name, dial in names.items():
         wrong = jax.tree.map(lambda leaf, row=dial + 1: leaf[row], found[1])
-        off = max(relative_differences(wrong, gradients[:3]).values())
+        off = max(relative_differences(wrong, gradients).values())
         if name in entry.without_effect:
             assert off <= 1e-12, f"{name} must not count"
         else:
@@ -75,13 +88,14 @@ def test_the_adjoint_is_that_of_autodiff_and_every_term_of_it_counts(entry):
 @every_cell
 def test_the_step_is_the_equations_of_the_paper(entry):
     """Written again in NumPy, without a helper of the library; without a key."""
-    problem = make_problem(entry.cell, 4, (B,), I, H)
+    problem = make(entry, 4)
     _, hs, states = problem.outputs(return_states=True)
     params, state, xs = jax.tree.map(
         np.asarray, (problem.params, problem.initial_state, problem.xs)
     )
+    consts = () if problem.consts is None else (np.asarray(problem.consts),)
     for t, x in enumerate(xs):
-        state = entry.step(params, state, x)
+        state = entry.step(params, state, x, *consts)
         found = jax.tree.map(lambda leaf, t=t: leaf[t], states)
         assert_same(found, jax.tree.map(jnp.asarray, state))
         np.testing.assert_allclose(hs[t], entry.output(params, state), rtol=0, atol=1e-12)
@@ -89,7 +103,7 @@ def test_the_step_is_the_equations_of_the_paper(entry):
 
 @every_cell
 def test_the_loops_over_steps_carry_the_state_alone_and_hold_the_products_of_the_step(entry):
-    problem = make_problem(entry.cell, 64, (B,), I, H)
+    problem = make(entry, 64)
 
     def loss(params, xs, initial_state):
         inputs = problem._replace(params=params, xs=xs, initial_state=initial_state)
@@ -105,15 +119,34 @@ def test_the_loops_over_steps_carry_the_state_alone_and_hold_the_products_of_the
 
 
 @every_cell
+def test_no_step_makes_a_weight_or_a_part_of_one_again(entry):
+    steps, hidden = 64, 10
+    problem = make(entry, steps, I=5, H=hidden)
+
+    def loss(params, xs):
+        return jnp.sum(problem._replace(params=params, xs=xs).outputs(residuals="carries")[1])
+
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    compiled = gradient.lower(problem.params, problem.xs).compile()
+    assert weights_made_at_every_step(compiled, steps, hidden) == []
+
+
+@every_cell
 @pytest.mark.parametrize("residuals", ["gates", "states", "carries"])
 def test_what_is_kept_is_the_closed_form_in_bytes(entry, residuals):
-    problem = make_problem(entry.cell, 64, (B,), I, H)
+    problem = make(entry, 64)
 
     def kept(xs):
         return jax.vjp(lambda xs: problem._replace(xs=xs).outputs(residuals=residuals), xs)[1]
 
-    sizes = [leaf.size * leaf.dtype.itemsize for leaf in stacked(jax.eval_shape(kept, problem.xs))]
-    call = validate(problem.cell, problem.params, problem.xs, problem.initial_state, {})
+    weights = {leaf.shape for leaf in jax.tree.leaves(problem.params)}
+    sizes = [
+        leaf.size * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(jax.eval_shape(kept, problem.xs))
+        if leaf.ndim >= 3 and leaf.shape not in weights
+    ]
+    options = {"consts": problem.consts}
+    call = validate(problem.cell, problem.params, problem.xs, problem.initial_state, options)
     plan, (step, of_call) = plan_of(call, residuals=residuals), sizes_of_call(call)
     expected = memory.footprint(
         *(step, of_call.weights, of_call.T, plan.residuals, plan.chunk, plan.forward_chunk),
@@ -122,19 +155,19 @@ def test_what_is_kept_is_the_closed_form_in_bytes(entry, residuals):
     assert sum(sizes) - problem.xs.nbytes == expected.kept
 
 
-def stacked(tree):
-    return [leaf for leaf in jax.tree.leaves(tree) if leaf.ndim >= 3]
-
-
 @every_cell
 @pytest.mark.slow
 def test_check_cell_accepts_it(entry):
-    check_cell(entry.cell)
+    example = None
+    if not entry.any_size:
+        params = entry.cell.init(jax.random.key(0), I, H, dtype=jnp.float64)
+        example = jax.tree.map(np.asarray, params), np.zeros(I)
+    check_cell(entry.cell, example=example, make_consts=entry.make_consts)
 
 
 @every_cell
 def test_an_export_has_its_values_and_gradients(entry):
-    problem = problem_of(entry.cell)
+    problem = problem_of(entry)
 
     def loss(params, xs):
         _, hs = problem._replace(params=params, xs=xs).outputs()
@@ -149,7 +182,7 @@ def test_an_export_has_its_values_and_gradients(entry):
 
 @every_cell
 def test_rows_on_eight_devices_exchange_nothing_within_a_loop(entry):
-    problem = make_problem(entry.cell, 20, (8,), I, H, lengths=True, resets=True)
+    problem = make(entry, 20, (8,), lengths=True, resets=True)
     mesh = make_mesh()
 
     def loss(params, xs):
@@ -165,13 +198,49 @@ def test_rows_on_eight_devices_exchange_nothing_within_a_loop(entry):
 @every_cell
 def test_its_steps_make_its_gradient(entry):
     """In the diagnostics: the shares of all steps add up, and so do the rows' own gradients."""
-    problem = problem_of(entry.cell)
+    problem = problem_of(entry)
     arguments = (entry.cell, problem.params, problem.xs)
-    options = {**problem.options, "loss": lambda final_state, hs: jnp.sum(hs**2)}
+    options = {
+        **problem.options,
+        "consts": problem.consts,
+        "loss": lambda final_state, hs: jnp.sum(hs**2),
+    }
     parts = jaxrnn.diagnostics.step_contributions(*arguments, window=(0, T), **options)
     found = jaxrnn.diagnostics.backpropagate(*arguments, **options)
     assert_same(jax.tree.map(lambda leaf: leaf.sum(0), parts.gradients), found.params)
     norms = jaxrnn.diagnostics.example_gradient_norms(*arguments, **options)
     assert norms.total.shape == (B,)
+    if not entry.cell.linear:
+        with pytest.raises(ValueError, match="limits its adjoint"):
+            jaxrnn.diagnostics.gradient_flow(*arguments, **options)
+        return
     flow = jaxrnn.diagnostics.gradient_flow(*arguments, **options)
     assert all(leaf.shape == (T, B) for leaf in jax.tree.leaves(flow.states))
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "cells.md"
+ROWS = [line.strip("|").split("|") for line in PAGE.read_text().splitlines() if "| `" in line[:4]]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0].strip())
+def test_the_page_of_cells_has_their_states_and_memory(row):
+    name, fields, _, *units = (entry.strip() for entry in row)
+    cell = eval(name.strip("`"), vars(jaxrnn))
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 6, 8))
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)
+    assert ", ".join(cell.expects(params).state._fields) == fields
+    steps, rows = 64, 4
+    call = validate(cell, params, jnp.zeros((steps, rows, 6), jnp.float32), None, {})
+    step, sizes = sizes_of_call(call)
+    for residuals, shown in zip(["gates", "states", "carries"], units, strict=True):
+        plan = (residuals, steps, steps)
+        found = memory.footprint(step, sizes.weights, steps, *plan, hs_in_states=sizes.hs_in_states)
+        unit = steps * rows * 8 * 4
+        assert (found.kept - step.state) / unit == float(shown)
+
+
+def test_every_cell_is_on_the_page():
+    cells = {name for name, value in vars(jaxrnn).items() if isinstance(value, jaxrnn.Cell)}
+    shown = {row[0].strip().strip("`").split("(")[0] for row in ROWS}
+    transforms = {"projected", "heads", "recurrent_dropout", "zoneout", "clipped", "clip_adjoint"}
+    assert shown == cells | transforms | {"elman", "leaky"}

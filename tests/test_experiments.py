@@ -283,7 +283,8 @@ def test_smoke_run_writes_every_promised_file(cell, run_experiment, smoke, tmp_p
     assert set(result["versions"]) == {"python", "jax", "jaxlib", "jaxrnn", "optax", "numpy"}
     assert result["versions"]["jaxrnn"] == jaxrnn.__version__
     assert all(0.9 < accuracy < 1 for accuracy in result["baselines"].values())
-    names = [f"{name}.{leaf}" for name in directions for leaf in CELL_PARAMS[cell]]
+    layer = "network.layers.0"
+    names = [f"{layer}.{name}.{leaf}" for name in directions for leaf in CELL_PARAMS[cell]]
     names += ["readout.w", "readout.b"]
     assert set(result["cross_check"]["differences"]) == set(names)
     assert max(result["cross_check"]["differences"].values()) <= result["cross_check"]["tolerance"]
@@ -310,6 +311,7 @@ def test_test_set_is_read_once_and_after_the_last_step(smoke):
 def test_wrong_gradient_stops_the_run_before_training(run_experiment, tmp_path):
     # the reference of another network: what a wrong rule looks like
     patch = """
+import jaxrnn
 def wrong(cell, params, xs, state, **options):
     return jaxrnn.unroll_reference(cell, params, 1.001 * xs, state, **options)
 classifier.AUTODIFF = classifier.AUTODIFF._replace(
@@ -319,7 +321,7 @@ classifier.AUTODIFF = classifier.AUTODIFF._replace(
     done = run_experiment("spoken_vowels", *SMOKE, "--out", tmp_path, patch=patch)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "network.layers[0].forward.w_ih" in done.stderr
+    assert "network.layers.0.forward.w_ih" in done.stderr
     assert not (tmp_path / "metrics.jsonl").exists()
 
 

@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.problems import assert_same, make_problem, random_tree, vjp
+from support.problems import (
+    assert_rule_equals_autodiff,
+    assert_same,
+    make_problem,
+    random_tree,
+    vjp,
+)
 
 import jaxrnn
 from jaxrnn.normalisation import (
@@ -83,6 +89,36 @@ def test_more_inputs_than_columns_have_the_gradient_of_autodiff(cell):
     cotangents = random_tree(jax.eval_shape(problem.outputs), 3)
     ways = (jaxrnn.unroll, jaxrnn.unroll_reference)
     assert_same(*(vjp(problem, unroll, cotangents) for unroll in ways))
+
+
+@every_cell
+def test_one_head_is_the_plain_cell(cell):
+    """A weight that is no array is not centred itself: the sums are over its product."""
+    problem = make_problem(cell, T, (B,), I, H, lengths=True, resets=True)
+    cotangents = random_tree(jax.eval_shape(problem.outputs), 3)
+    outputs, (dparams, *others) = vjp(problem, jaxrnn.unroll, cotangents)
+
+    def in_a_head(params):
+        return params._replace(w_hh=params.w_hh.reshape(1, H, -1, H))
+
+    headed = problem._replace(cell=jaxrnn.heads(cell, 1), params=in_a_head(problem.params))
+    found = vjp(headed, jaxrnn.unroll, cotangents)
+    assert_same(found, (outputs, (in_a_head(dparams), *others)))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        jaxrnn.recurrent_dropout(jaxrnn.LAYER_NORM_GRU, 0.5),
+        jaxrnn.recurrent_dropout(jaxrnn.projected(jaxrnn.LAYER_NORM_LSTM, 3), 0.5),
+        jaxrnn.with_dtypes(jaxrnn.LAYER_NORM_LSTM, compute="float64", carry="float64"),
+        jaxrnn.zoneout(jaxrnn.clipped(jaxrnn.LAYER_NORM_LSTM, 0.3), h=0.2, c=0.4),
+    ],
+    ids=lambda cell: cell.name,
+)
+def test_a_transformed_cell_has_the_gradient_of_autodiff(made):
+    key = None if made.draw is None else jax.random.key(2)
+    assert_rule_equals_autodiff(make_problem(made, T, (B,), I, H, lengths=True, key=key))
 
 
 @every_cell

@@ -195,6 +195,14 @@ def test_accumulated_gradients_are_those_of_one_batch():
     assert all(not leaf.any() for leaf in jax.tree.leaves(gradient))
 
 
+def test_the_number_of_steps_may_be_a_number_of_python():
+    def sum_fn(params, microbatch, key):
+        return jnp.sum(params * microbatch), microbatch.size
+
+    loss = jaxrnn.accumulate(sum_fn)(jnp.float64(2.0), jnp.ones((3, 4)), KEY)
+    assert loss == 2.0
+
+
 def test_accumulated_gradients_hold_one_microbatch_in_memory():
     params = SMALL.init(KEY, I, dtype=jnp.float64)
 

@@ -2,11 +2,13 @@
 
 import dataclasses
 import random
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from support.problems import assert_same, random_tree
 from support.programs import collectives
 from support.user_cells import recurrent_dropout
@@ -110,7 +112,7 @@ def network_of(parts):
     """The same by the library: each layer on its own, stacked one after the other."""
     network = None
     for p in parts:
-        options = dict(bidirectional=p.bidirectional, merge=p.merge)
+        options = dict(bidirectional=True, merge=p.merge) if p.bidirectional else {}
         made = jaxrnn.layer(
             p.cell, p.hidden, residual=p.residual, learned_initial_state=p.learned, **options
         )
@@ -327,16 +329,25 @@ def test_a_wrong_network_is_rejected(fault):
         assert_network_is_the_composition(ONE_LAYER, wrong)
 
 
-def test_every_layer_has_masks_of_its_own(monkeypatch):
+def test_a_mask_shared_between_layers_is_rejected(monkeypatch):
     part = Part(ELMAN, 4, False, "concat", False, False, ((0.5, "step"),))
     c = dataclasses.replace(ONE_LAYER, parts=(part, part), size=4)
     assert_network_is_the_composition(c)
-    network, params, xs, _, masks = problem_of(c)
-    right = network.apply(params, xs, key=jax.random.key(1), **masks)[1]
-    # one key for all layers
-    monkeypatch.setattr(jax.random, "fold_in", lambda key, n: key)
-    shared = network.apply(params, xs, key=jax.random.key(1), **masks)[1]
-    assert not jnp.allclose(shared, right)
+    network = network_of(c.parts)
+
+    class Shared(type(network)):
+        """All layers draw from the key of the first."""
+
+        def apply(self, *arguments, **options):
+            with monkeypatch.context() as patch:
+                patch.setattr(jax.random, "fold_in", lambda key, n: FOLD_IN(key, 0))
+                return super().apply(*arguments, **options)
+
+    with pytest.raises(AssertionError):
+        assert_network_is_the_composition(c, Shared(*network))
+
+
+FOLD_IN = jax.random.fold_in
 
 
 def small_network():
@@ -386,23 +397,32 @@ def test_a_mask_of_a_sequence_is_that_of_all_its_segments():
     assert_same(jnp.concatenate([first, second]), whole)
 
 
-def test_a_budget_is_for_the_whole_network():
-    network = jaxrnn.stack(jaxrnn.layer(LSTM, 16, bidirectional=True), jaxrnn.layer(GRU, 8))
-    params = network.init(jax.random.key(0), 4, dtype=jnp.float64)
-    xs = random_tree(jax.ShapeDtypeStruct((200, 3, 4), jnp.float64))
+@pytest.mark.parametrize("key", [None, jax.random.key(1)], ids=["plain", "dropout"])
+def test_a_budget_is_for_the_whole_network(key):
+    """What XLA allocates for the training step: dropout and gradients between layers included."""
+    network = jaxrnn.stack(
+        jaxrnn.layer(LSTM, 16, bidirectional=True),
+        jaxrnn.layer(GRU, 16),
+        dropout=0.3,
+        input_dropout=0.3,
+    )
+    like = jax.eval_shape(lambda: network.init(jax.random.key(0), 16))
+    xs = jax.ShapeDtypeStruct((600, 4, 16), jnp.float32)
 
-    def kept(budget):
-        _, pull = jax.vjp(lambda xs: network.apply(params, xs, memory_budget=budget)[1], xs)
-        return sum(leaf.nbytes for leaf in jax.tree.leaves(pull))
+    def temporaries(budget):
+        def loss(params, xs):
+            return jnp.sum(network.apply(params, xs, memory_budget=budget, key=key)[1] ** 2)
 
-    generous, tight = kept(2**30), kept(700_000)
-    assert tight < 0.6 * generous
-    assert tight < 700_000
-    values = [network.apply(params, xs, memory_budget=b) for b in (2**30, 700_000)]
-    assert_same(*values)
-    with pytest.raises(ValueError, match="`memory_budget` must be at least") as caught:
-        network.apply(params, xs, memory_budget=1000)
-    assert "in layer 0, of LSTM" in caught.value.__notes__
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(like, xs).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    with pytest.raises(ValueError, match="for this network and these inputs") as caught:
+        temporaries(1000)
+    (least,) = re.findall(r"at least (\d+) bytes", str(caught.value))
+    for budget in (int(least), 8_000_000):
+        assert temporaries(budget) <= budget
+    with pytest.raises(ValueError, match=f"at least {least} bytes"):
+        temporaries(int(least) - 1)
 
 
 def test_rows_on_several_devices_exchange_nothing_within_a_loop():
@@ -418,6 +438,21 @@ def test_rows_on_several_devices_exchange_nothing_within_a_loop():
     found = collectives(jax.jit(gradient).lower(params, xs).compile())
     assert set(found) <= {(0, "all-reduce")}
     assert sum(found.values()) <= len(jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("mask", ["step", "sequence"])
+def test_dropout_on_explicit_axes_is_that_of_one_device(mask):
+    network = jaxrnn.stack(jaxrnn.layer(GRU, 4), input_dropout=0.5, dropout_mask=mask)
+    params = network.init(jax.random.key(0), 2, dtype=jnp.float64)
+    xs = random_tree(jax.ShapeDtypeStruct((5, 8, 2), jnp.float64))
+    gradient = jax.jit(
+        jax.grad(lambda p, xs: jnp.sum(network.apply(p, xs, key=jax.random.key(1))[1] ** 2))
+    )
+    alone = gradient(params, xs)
+    mesh = jax.make_mesh((4,), ("data",), (AxisType.Explicit,), devices=jax.devices()[:4])
+    spread = jax.device_put(xs, NamedSharding(mesh, PartitionSpec(None, "data")))
+    with jax.set_mesh(mesh):
+        assert_same(gradient(replicate(params, mesh), spread), alone)
 
 
 def test_networks_of_many_seeds_are_one_vmap():
@@ -456,7 +491,7 @@ BAD = {
     "nothing stacked": (jaxrnn.stack, ValueError, "`networks` must be at least one"),
     "a cell stacked": (lambda: jaxrnn.stack(LSTM), TypeError, r"layer\(cell, hidden_size\)"),
     "rate": (
-        lambda: jaxrnn.stack(jaxrnn.layer(LSTM, 3), dropout=1.0),
+        lambda: jaxrnn.stack(*[jaxrnn.layer(LSTM, 3)] * 2, dropout=1.0),
         ValueError,
         "`dropout` must be in 0..1, 1 excluded; got 1.0",
     ),
@@ -487,8 +522,46 @@ BAD = {
         ValueError,
         r"`params.layers\[0\].backward` must not be None",
     ),
+    "merge of one direction": (
+        lambda: jaxrnn.layer(LSTM, 3, merge="sum"),
+        ValueError,
+        "`merge` must be 'concat' for a layer of one direction",
+    ),
+    "a list": (
+        lambda: jaxrnn.stack([jaxrnn.layer(LSTM, 3)]),
+        TypeError,
+        r"pass them one by one, stack\(\*layers\)",
+    ),
+    "dropout between one": (
+        lambda: jaxrnn.stack(jaxrnn.layer(LSTM, 3), dropout=0.5),
+        ValueError,
+        "`dropout` stands between two networks",
+    ),
+    "half a reference": (
+        lambda: jaxrnn.stack(jaxrnn.layer(LSTM, 3), jaxrnn.reference(jaxrnn.layer(LSTM, 3))),
+        ValueError,
+        "must all be differentiated alike",
+    ),
+    "half a state": (
+        lambda: applied(jaxrnn.layer(LSTM, 3, bidirectional=True), half=True),
+        ValueError,
+        r"`initial_state.layers\[0\].backward` must not be None",
+    ),
+    "a number as the key": (
+        lambda: applied(jaxrnn.layer(LSTM, 3), key=0),
+        TypeError,
+        "`key` must be one jax.random.key; got int 0",
+    ),
     "no network": (lambda: jaxrnn.reference(LSTM), TypeError, "`network` must be a jaxrnn.Network"),
 }
+
+
+def applied(network, half=False, **options):
+    params = network.init(jax.random.key(0), 2)
+    state = network.initial_state(params)
+    if half:
+        state = StackState((state.layers[0]._replace(backward=None),))
+    return network.apply(params, jnp.ones((4, 2), jnp.float32), state, **options)
 
 
 def stepped(network):

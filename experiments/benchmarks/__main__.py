@@ -31,7 +31,7 @@ import tyro
 
 from experiments import records
 from experiments.benchmarks import gate, machine, plot, processes, report, summary
-from experiments.benchmarks.cases import GATES, OPERATIONS, SHAPES, STREAMS, Case
+from experiments.benchmarks.cases import CELLS, OPERATIONS, PLAIN, SHAPES, STREAMS, Case
 from experiments.benchmarks.contenders import CHOICES, MODULES, OURS, PRODUCTS, RATE
 from experiments.benchmarks.measure import Effort, Entrant, measure
 from experiments.benchmarks.processes import WorkerError
@@ -46,8 +46,8 @@ REFERENCE_ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1"}
 class Config:
     """Options."""
 
-    cells: tuple[str, ...] = tuple(GATES)
-    """The cells."""
+    cells: tuple[str, ...] = tuple(PLAIN)
+    """The cells; peers have the default ones alone."""
     shapes: tuple[str, ...] = tuple(",".join(map(str, shape)) for shape in SHAPES)
     """Shapes of the sequences, each T,B,I,H, or the number of one of the default ones, from 0."""
     operations: tuple[str, ...] = tuple(name for names in OPERATIONS.values() for name in names)
@@ -65,7 +65,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for name, known in (
-            ("cells", GATES),
+            ("cells", CELLS),
             ("operations", sum(OPERATIONS.values(), ())),
             ("contenders", CHOICES),
         ):

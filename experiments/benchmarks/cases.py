@@ -10,8 +10,34 @@ from typing import NamedTuple
 
 import numpy as np
 
-# blocks of H columns in a cell's weights
-GATES = {"elman": 1, "lstm": 4, "gru": 3}
+
+class Equations(NamedTuple):
+    """What a case has to know of a cell: gate blocks, the axes of its weights, its state.
+
+    Axes are as in ``"H 4H"``.
+    """
+
+    gates: int
+    weights: dict[str, str]
+    state: tuple[str, ...] = ("h",)
+
+
+def _gated(gates: int, *state: str, **more: str) -> Equations:
+    columns = f"{gates}H" if gates > 1 else "H"
+    weights = {"w_ih": f"I {columns}", "w_hh": f"H {columns}", "b": columns, **more}
+    return Equations(gates, weights, ("h", *state))
+
+
+# the cells that peers have, too
+PLAIN = {"elman": _gated(1), "lstm": _gated(4, "c"), "gru": _gated(3, b_hn="H")}
+
+VARIANTS = {
+    "elman_relu": _gated(1),
+    "reset_before_gru": _gated(3),
+    "mgu": _gated(2),
+}
+
+CELLS = PLAIN | VARIANTS
 
 OPERATIONS = {"sequence": ("forward", "training"), "stream": ("step",)}
 
@@ -60,7 +86,7 @@ def arrays(case: Case) -> Arrays:
     """
     _, cell, T, B, I, H = case
     generator = np.random.default_rng((T, B, I, H))
-    columns = GATES[cell] * H
+    equations = CELLS[cell]
 
     def normal(*shape: int) -> np.ndarray:
         return generator.standard_normal(shape, np.float32)
@@ -68,15 +94,14 @@ def arrays(case: Case) -> Arrays:
     def weight(*shape: int) -> np.ndarray:
         return generator.uniform(-1, 1, shape).astype(np.float32) / np.float32(np.sqrt(H))
 
-    weights = {"w_ih": weight(I, columns), "w_hh": weight(H, columns), "b": weight(columns)}
-    if cell == "gru":
-        weights["b_hn"] = weight(H)
+    def axis(text: str) -> int:
+        return int(text[:-1] or 1) * {"I": I, "H": H}[text[-1]]
+
+    weights = {name: weight(*map(axis, axes.split())) for name, axes in equations.weights.items()}
     if case.kind == "sequence":
         return Arrays(weights, {"xs": normal(T, B, I), "dhs": normal(T, B, H)})
     inputs = {"x": normal(B, I), "h": np.tanh(normal(B, H))}
-    if cell == "lstm":
-        inputs["c"] = normal(B, H)
-    return Arrays(weights, inputs)
+    return Arrays(weights, inputs | {name: normal(B, H) for name in equations.state[1:]})
 
 
 def product_flops(case: Case, operation: str) -> int:
@@ -85,5 +110,5 @@ def product_flops(case: Case, operation: str) -> int:
     Forward, every step multiplies x with ``w_ih`` and h with ``w_hh``. A training step multiplies
     twice more for each: the adjoint by the weight, and the operand by the adjoint.
     """
-    forward = 2 * case.T * case.B * (case.I + case.H) * GATES[case.cell] * case.H
+    forward = 2 * case.T * case.B * (case.I + case.H) * CELLS[case.cell].gates * case.H
     return 3 * forward if operation == "training" else forward

@@ -111,6 +111,8 @@ def _check(
     worker, description = entrant
     not_compared = description["not_compared"]
     reason = not_compared.get(case.cell) or not_compared.get(case.kind)
+    if case.cell not in description["cells"]:
+        reason = "it has no such cell"
     if reason:
         return _record("not compared", reason), {}
     without = description["without"].get(case.cell, ())

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.benchmarks.cases import GATES, OPERATIONS
+from experiments.benchmarks.cases import CELLS, OPERATIONS
 from experiments.benchmarks.contenders import CORES, OURS, PEERS
 
 # the least time is what the code can do; the median is what one gets on a machine that does more
@@ -120,7 +120,7 @@ def aggregates(result: Record) -> list[Aggregate]:
     """Every operation, cell and ratio of which the run has a figure."""
     rows = []
     for operation in (name for names in OPERATIONS.values() for name in names):
-        for cell in (*GATES, None):
+        for cell in (*CELLS, None):
             cases = list(cases_of(result, operation, cell))
             for name, ratio in RATIOS.items():
                 values = [(ratio(case, operation), _title(case)) for case in cases]

@@ -68,6 +68,7 @@ def _begin(contender: Contender, platform: str | None) -> dict[str, Any]:
         "unavailable": contender.begin(platform),
         "how": contender.how,
         "not_compared": dict(contender.not_compared),
+        "cells": list(contender.cells),
         "without": dict(contender.without),
         "platform": platform,
         "device": jax.devices()[0].device_kind if jax else None,

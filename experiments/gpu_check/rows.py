@@ -21,7 +21,7 @@ from jax import lax
 
 import jaxrnn
 from experiments.benchmarks import processes
-from experiments.benchmarks.cases import GATES, Arrays, Case
+from experiments.benchmarks.cases import PLAIN, Arrays, Case
 from experiments.benchmarks.processes import Worker, WorkerError
 from experiments.gpu_check.programs import (
     CELLS,
@@ -261,7 +261,7 @@ def _named(found: Any) -> dict[str, np.ndarray]:
 
 def _peer(setting: Setting, cell: str, worker: Worker) -> Line:
     """Another library's training step with the same weights, inputs and cotangents."""
-    if cell.lower() not in GATES:
+    if cell.lower() not in PLAIN:
         return {"status": "not compared: it has no such cell, or nobody has matched the two"}
     shape = setting.shape
     params, xs, dhs = jax.device_get(inputs(cell, shape, jnp.float32))

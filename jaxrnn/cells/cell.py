@@ -184,6 +184,9 @@ class Cell(NamedTuple):
     - ``recurrent(params) -> {name: matrix [H, H]}``: the blocks through which a state reaches the
       next one, by gate
 
+    ``linear`` is False for a cell whose `pull` is not linear in ``dafter``, because it limits the
+    adjoint: diagnostics that push other vectors through it refuse the cell.
+
     ``doc`` is what `help` shows of the cell: its equations, params and state.
 
     Every field must be hashable, and functions may close over hashable constants only; arrays come
@@ -207,6 +210,7 @@ class Cell(NamedTuple):
     draw: Callable[[Any, Params, int, tuple[int, ...]], tuple[Any, Any]] | None = None
     slopes: Callable[[State, Any], Any] | None = None
     recurrent: Callable[[Params], dict[str, Any]] | None = None
+    linear: bool = True
     doc: str | None = None
 
     def __repr__(self) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrnn.cells.cell import Expects, Params, State, zero_state
+from jaxrnn.cells.cell import Consts, Drawn, Expects, Params, State, drawn_of, zero_state
 from jaxrnn.checks import floating_dtype, size, step_arguments
 from jaxrnn.initializers import Initializer, per_gate
 from jaxrnn.products import bias_gradient, weight_gradient
@@ -50,10 +50,14 @@ def gate_bias(
 
 
 def affine_gradients(
-    xs: jax.Array, h: jax.Array, da: jax.Array
+    params: Any, xs: jax.Array, h: jax.Array, da: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """``dw_ih``, ``dw_hh``, ``db`` of ``a = x w_ih + h w_hh + b``, in the accumulation dtype."""
-    return weight_gradient(xs, da), weight_gradient(h, da), bias_gradient(da)
+    return (
+        weight_gradient(xs, da),
+        weight_gradient(h, da, params.w_hh),
+        bias_gradient(da),
+    )
 
 
 def zero_start(expects: Callable[[Params], Expects]) -> Callable[..., State]:
@@ -73,9 +77,11 @@ def one_step(
 ) -> Callable[..., tuple[State, Any]]:
     """`Cell.step` made of the other pieces, for a cell whose output is ``h`` of its state."""
 
-    def step(params: Params, state: State, x: Any, consts: None = None) -> tuple[State, Any]:
+    def step(params: Params, state: State, x: Any, consts: Consts = None) -> tuple[State, Any]:
         """One step: ``x [..., I]``, state ``[..., H]`` -> (state, h)."""
-        state, x = step_arguments(expects(params), state, x)
+        given, drawn = drawn_of(x)
+        state, given = step_arguments(expects(params), state, given)
+        x = Drawn(given, drawn) if isinstance(x, Drawn) else given
         state, _ = advance(params, state, project(params, x, consts), consts)
         return state, state.h
 

@@ -241,7 +241,7 @@ def gradients(
     db_rz, db_hn = jnp.split(bias_gradient(du), [2 * H])
     dparams = GRUParams(
         w_ih=weight_gradient(xs, da),
-        w_hh=weight_gradient(before.h, du),
+        w_hh=weight_gradient(before.h, du, params.w_hh),
         b=jnp.concatenate([db_rz, bias_gradient(deltas.da_n)]),
         b_hn=db_hn,
     )

@@ -23,9 +23,10 @@ and its adjoint, for dh_t the whole gradient of the loss with respect to h_t:
 The adjoint of a normalised product, with dW and dgain, is derived in `jaxrnn.normalisation`.
 
 Reference: J. L. Ba, J. R. Kiros and G. E. Hinton, "Layer normalization", 2016, the GRU of the
-supplementary material. It, too, resets after the product, but it normalises the candidate's block
-of both products apart from those of r and z: here, all blocks share their mean and variance, as
-the LSTM's do there. Its z is our 1 - z.
+supplementary material. It resets after the product, too. It normalises the candidate's block of
+each product apart from the blocks of r and z; here, all blocks of a product share one mean and one
+variance, as those of the paper's LSTM do. Its z is our 1 - z, and its biases, one for each
+normalisation, are here the sums that its step reads: b and b_hn.
 """
 
 from typing import NamedTuple
@@ -119,10 +120,7 @@ def expects(params: LayerNormGRUParams) -> Expects:
 
 
 class LayerNormGRUInputs(NamedTuple):
-    """The input's part of the pre-activations with the bias, by gate, and its s ``[..., 1]``.
-
-    The product has its bulk pass for the normalisation anyway: gain and bias cost nothing there.
-    """
+    """The input's part of the pre-activations with the bias, by gate, and its s ``[..., 1]``."""
 
     a: GRUInputs
     s: jax.Array
@@ -131,6 +129,7 @@ class LayerNormGRUInputs(NamedTuple):
 def project(params: LayerNormGRUParams, xs: jax.Array, consts: None) -> LayerNormGRUInputs:
     """The input's part of the pre-activations, normalised, each ``[K, ..., H]``."""
     del consts
+    # gain and bias cost nothing here: the normalisation passes over the product in bulk
     y, s = normalised_product(xs, params.w_ih)
     a = add_bias(multiply_gain(y, params.gain_ih), params.b)
     return LayerNormGRUInputs(GRUInputs(*jnp.split(a, 3, axis=-1)), s)

@@ -25,8 +25,7 @@ and its adjoint, for dh_t and dc_t the gradients that reach h_t and c_t from the
 The adjoint of a normalised product, with dW and dgain, is derived in `jaxrnn.normalisation`.
 
 Reference: J. L. Ba, J. R. Kiros and G. E. Hinton, "Layer normalization", 2016, equations 20 to 22.
-There, each normalisation of a product has a bias of its own, and b is a third one: here, b is the
-sum of them.
+There, each normalised product has a bias of its own beside b; here, b is the sum of the three.
 """
 
 from typing import NamedTuple
@@ -118,10 +117,7 @@ def expects(params: LayerNormLSTMParams) -> Expects:
 
 
 class LayerNormLSTMInputs(NamedTuple):
-    """The input's part of the pre-activations with the bias, ``[..., 4H]``, and its s ``[..., 1]``.
-
-    The product has its bulk pass for the normalisation anyway: gain and bias cost nothing there.
-    """
+    """The input's part of the pre-activations with the bias, ``[..., 4H]``; its s ``[..., 1]``."""
 
     a: jax.Array
     s: jax.Array
@@ -130,6 +126,7 @@ class LayerNormLSTMInputs(NamedTuple):
 def project(params: LayerNormLSTMParams, xs: jax.Array, consts: None) -> LayerNormLSTMInputs:
     """The input's part of the pre-activations, normalised, ``[K, ..., 4H]``."""
     del consts
+    # gain and bias cost nothing here: the normalisation passes over the product in bulk
     y, s = normalised_product(xs, params.w_ih)
     return LayerNormLSTMInputs(a=add_bias(multiply_gain(y, params.gain_ih), params.b), s=s)
 

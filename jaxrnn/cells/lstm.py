@@ -31,7 +31,7 @@ from jaxrnn.cells.cell import Cell, Expects, Forms, documentation
 from jaxrnn.cells.gated import affine_gradients, draw_weights, gate_bias, one_step, zero_start
 from jaxrnn.checks import sizes_of, vector
 from jaxrnn.initializers import Initializer, glorot_uniform, orthogonal, zeros
-from jaxrnn.products import add_bias, input_gradient
+from jaxrnn.products import Weight, add_bias, input_gradient
 
 __all__ = ["LSTM", "LSTMParams", "LSTMState"]
 
@@ -218,7 +218,8 @@ def pull_on_gpu(
     XLA computes arrays of one shape in one kernel, and others in another. The fifth block meets
     zeros in the product: to take the other four out would be one more kernel.
     """
-    del consts
+    if isinstance(params.w_hh, Weight):
+        return pull(params, dstate, factors, consts)
     dh = dstate.h
     dc = dstate.c + dh * factors.c_h
     local = jnp.concatenate([factors.a, factors.c_c], axis=-1)
@@ -244,7 +245,7 @@ def gradients(
     step-24, step-25, step-26, step-27.
     """
     del after, gates, consts
-    dparams = LSTMParams(*affine_gradients(xs, before.h, da))
+    dparams = LSTMParams(*affine_gradients(params, xs, before.h, da))
     return dparams, input_gradient(da, params.w_ih), None
 
 

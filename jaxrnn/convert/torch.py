@@ -11,9 +11,11 @@ documentation of each module):
                                                   n = tanh(x w + b_n + r * (h w + b_hn)), so that
                                                   b_n is bias_ih's and b_hn is bias_hh's third
     ..._reverse                                   the backward direction, outputs side by side
+    weight_hr_l{n}  [P, H] of proj_size P         w_hr [H, P] of `jaxrnn.projected`: the transpose;
+                                                  weight_hh is [G H, P]
 
-A network is written with both biases, for a module with ``bias=True``: ours as ``bias_ih``, zeros
-as ``bias_hh`` where one would do.
+A network is written with both biases, for a module with ``bias=True``: ours as ``bias_ih``, and as
+``bias_hh`` zeros, but for the GRU's third block, which is b_hn.
 """
 
 import re
@@ -24,7 +26,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn.cells import ELMAN, GRU, LSTM, Cell, ElmanParams, GRUParams, LSTMParams
+from jaxrnn.cells import (
+    ELMAN,
+    GRU,
+    LSTM,
+    Cell,
+    ElmanParams,
+    GRUParams,
+    LSTMParams,
+    ProjectedParams,
+    elman,
+    projected,
+)
 from jaxrnn.checks import describe
 from jaxrnn.layers import LayerParams
 from jaxrnn.network import Network, StackParams, layer, stack
@@ -32,7 +45,7 @@ from jaxrnn.network import Network, StackParams, layer, stack
 __all__ = ["from_torch", "to_torch"]
 
 _CELLS = {1: ELMAN, 3: GRU, 4: LSTM}
-_KEY = re.compile(r"(weight|bias)_(ih|hh)(?:_l(\d+))?(_reverse)?")
+_KEY = re.compile(r"(weight|bias)_(ih|hh|hr)(?:_l(\d+))?(_reverse)?")
 
 
 class _Direction(NamedTuple):
@@ -42,6 +55,7 @@ class _Direction(NamedTuple):
     weight_hh: np.ndarray
     bias_ih: np.ndarray | None
     bias_hh: np.ndarray | None
+    weight_hr: np.ndarray | None
 
 
 def from_torch(
@@ -55,12 +69,13 @@ def from_torch(
 
     Args:
         state_dict: of `torch.nn.RNN`, `LSTM`, `GRU`, any number of layers, in one direction or
-            both, with or without biases; or of `RNNCell`, `LSTMCell`, `GRUCell`. Its values are
-            tensors on the CPU or arrays.
+            both, with or without biases, with or without ``proj_size``; or of `RNNCell`,
+            `LSTMCell`, `GRUCell`. Its values are tensors on the CPU or arrays. Their dtype is kept
+            if JAX has it: float64 needs ``jax_enable_x64``.
         prefix: the part of the keys before the module's own, such as ``"encoder.rnn."``; keys
-            without it are not read.
-        nonlinearity: of `torch.nn.RNN`, which its weights do not tell: ``"tanh"``.
-        dropout: between the layers, which the weights do not tell either.
+            without it, and those of other modules behind it, are not read.
+        nonlinearity: of `torch.nn.RNN`, ``"tanh"`` or ``"relu"``; a state_dict does not tell.
+        dropout: between the layers; a state_dict does not tell.
 
     Raises:
         TypeError: a value that is no array.
@@ -74,9 +89,15 @@ def from_torch(
         >>> network, params.layers[0].forward.w_ih.shape
         (<jaxrnn.Network LSTM 5>, (3, 20))
     """
-    if nonlinearity != "tanh":
-        raise ValueError(f"`nonlinearity` must be 'tanh'; got {nonlinearity!r}")
+    if nonlinearity not in ("tanh", "relu"):
+        raise ValueError(f"`nonlinearity` must be 'tanh' or 'relu'; got {nonlinearity!r}")
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            "`state_dict` must be a mapping from names to arrays, module.state_dict(); got "
+            f"{type(state_dict).__name__}"
+        )
     directions = _directions(state_dict, prefix)
+    _check_together(directions)
     count = 1 + max(n for n, _ in directions)
     bidirectional = any(reverse for _, reverse in directions)
     layers, made = [], []
@@ -88,11 +109,12 @@ def from_torch(
                     f"`state_dict` must have weights of layer {n}"
                     f"{' in reverse' * reverse}, as of other layers; got {sorted(state_dict)}"
                 )
-            cell, own = _params(n, directions[n, reverse])
+            cell, H, own = _params(n, directions[n, reverse], nonlinearity)
             params.append(own)
-        layers.append(layer(cell, params[0].w_hh.shape[0], bidirectional=bidirectional))
+        layers.append(layer(cell, H, bidirectional=bidirectional))
         made.append(LayerParams(params[0], params[1] if bidirectional else None, None))
-    return stack(*layers, dropout=dropout), StackParams(tuple(made))
+    between = dropout if len(layers) > 1 else 0.0
+    return stack(*layers, dropout=between), StackParams(tuple(made))
 
 
 def to_torch(network: Network, params: StackParams, prefix: str = "") -> dict[str, np.ndarray]:
@@ -120,16 +142,19 @@ def to_torch(network: Network, params: StackParams, prefix: str = "") -> dict[st
                 f"direction, outputs side by side, neither residual nor with a learned initial "
                 f"state; layer {n} is {each}"
             )
-        # how its params are drawn does not matter
-        if not any(each.cell._replace(init=known.init) == known for known in _CELLS.values()):
-            raise ValueError(f"`network` must have ELMAN, LSTM or GRU cells; got {each.cell.name}")
+        if not _known(each.cell):
+            raise ValueError(
+                "`network` must have ELMAN, elman('relu'), LSTM, GRU or projected LSTM cells; got "
+                f"{each.cell.name}"
+            )
     found = {}
     for n, of_layer in enumerate(network.checked(params)):
         for suffix, own in (("", of_layer.forward), ("_reverse", of_layer.backward)):
             if own is not None:
                 arrays = _theirs(jax.device_get(own))
                 for name, value in arrays._asdict().items():
-                    found[f"{prefix}{name}_l{n}{suffix}"] = value
+                    if value is not None:
+                        found[f"{prefix}{name}_l{n}{suffix}"] = value
     return found
 
 
@@ -139,18 +164,30 @@ def _directions(state_dict: Mapping[str, Any], prefix: str) -> dict[tuple[int, b
     for key, value in state_dict.items():
         if not key.startswith(prefix):
             continue
-        match = _KEY.fullmatch(key[len(prefix) :])
+        own = key[len(prefix) :]
+        match = _KEY.fullmatch(own)
         if not match:
-            hint = " (projections of an LSTM, `proj_size`)" if "weight_hr" in key else ""
+            # of another module
+            if "." in own:
+                continue
             raise ValueError(
                 f"`state_dict` must have keys such as '{prefix}weight_ih_l0' behind the prefix "
-                f"{prefix!r}; got {key!r}{hint}"
+                f"{prefix!r}; got {key!r}"
             )
         kind, of, n, reverse = match.groups()
-        arrays.setdefault((int(n or 0), bool(reverse)), {})[f"{kind}_{of}"] = _array(key, value)
+        of_direction = arrays.setdefault((int(n or 0), bool(reverse)), {})
+        if f"{kind}_{of}" in of_direction:
+            raise ValueError(f"`state_dict` must have layer {n or 0} once; got {key!r} beside it")
+        of_direction[f"{kind}_{of}"] = _array(key, value)
     if not arrays:
+        ends = {key[: key.index("weight_ih")] for key in state_dict if "weight_ih" in key}
         raise ValueError(
-            f"`state_dict` must have keys such as '{prefix}weight_ih_l0'; got {sorted(state_dict)}"
+            f"`state_dict` must have keys such as '{prefix}weight_ih_l0'; "
+            + (
+                f"there are some behind the prefixes {sorted(ends)}"
+                if ends
+                else f"got {sorted(state_dict)[:8]}"
+            )
         )
     found = {}
     for (n, reverse), named in arrays.items():
@@ -174,24 +211,55 @@ def _array(key: str, value: Any) -> np.ndarray:
             f"`state_dict[{key!r}]` must be an array, or a tensor on the CPU without a gradient "
             f"and of a dtype that numpy has: tensor.detach().cpu().float(); got {describe(value)}"
         ) from error
-    if found.dtype.kind != "f":
+    if not jnp.issubdtype(found.dtype, jnp.floating):
         raise TypeError(f"`state_dict[{key!r}]` must be floating; got {found.dtype}")
     return found
 
 
-def _params(n: int, arrays: _Direction) -> tuple[Cell, Any]:
-    """The cell of the weights, known by the number of its gates, and its params."""
-    w_ih, w_hh, b_ih, b_hh = arrays
-    rows, H = w_hh.shape if w_hh.ndim == 2 else (0, 1)
-    gates, rest = divmod(rows, H)
-    shapes = {name: None if a is None else a.shape for name, a in arrays._asdict().items()}
-    if rest or gates not in _CELLS or w_ih.ndim != 2 or w_ih.shape[0] != rows:
-        transposed = rows and not H % rows and H // rows in _CELLS
+def _check_together(directions: Mapping[tuple[int, bool], _Direction]) -> None:
+    """All layers and directions must be those of one module."""
+    bidirectional = any(reverse for _, reverse in directions)
+    first = directions.get((0, False))
+    if first is None:
+        return
+    for (n, reverse), arrays in directions.items():
+        where = f"layer {n}{' in reverse' * reverse}"
+        if arrays.weight_hh.shape != first.weight_hh.shape:
+            raise ValueError(
+                f"`state_dict` must have one weight_hh shape, that of layer 0, "
+                f"{first.weight_hh.shape}; got {arrays.weight_hh.shape} in {where}"
+            )
+        if (arrays.bias_ih is None) != (first.bias_ih is None):
+            raise ValueError(f"`state_dict` must have biases in all layers or in none; see {where}")
+        if n and first.weight_hh.ndim == arrays.weight_ih.ndim == 2:
+            width = first.weight_hh.shape[1] * (1 + bidirectional)
+            if arrays.weight_ih.shape[1] != width:
+                raise ValueError(
+                    f"`state_dict` must have weight_ih [G H, {width}] in {where}, which reads the "
+                    f"outputs of the layer below; got {arrays.weight_ih.shape}"
+                )
+
+
+def _params(n: int, arrays: _Direction, nonlinearity: str) -> tuple[Cell, int, Any]:
+    """The cell of the weights, known by the number of its gates, its units, and its params."""
+    w_ih, w_hh, b_ih, b_hh, w_hr = arrays
+    rows, P = w_hh.shape if w_hh.ndim == 2 else (0, 1)
+    H = P if w_hr is None else w_hr.shape[-1]
+    gates, rest = divmod(rows, H) if H else (0, 0)
+    shapes = {name: a.shape for name, a in arrays._asdict().items() if a is not None}
+    projects = w_hr is None or (gates == 4 and w_hr.shape == (P, H))
+    if rest or gates not in _CELLS or w_ih.ndim != 2 or w_ih.shape[0] != rows or not projects:
+        turned = rows and not H % rows and H // rows in _CELLS
+        turned = turned or (gates in _CELLS and w_ih.ndim == 2 and w_ih.shape[1] == rows)
         raise ValueError(
             f"`state_dict` must have weight_ih [G H, I] and weight_hh [G H, H] in layer {n}, with "
-            f"G of 1 (RNN), 3 (GRU) or 4 (LSTM); got {shapes}"
-            + "; they look transposed"
-            * bool(transposed)
+            f"G of 1 (RNN), 3 (GRU) or 4 (LSTM), and weight_hh [4 H, P] with weight_hr [P, H] of a "
+            f"projection; got {shapes}" + "; they look transposed" * bool(turned)
+        )
+    if gates != 1 and nonlinearity != "tanh":
+        raise ValueError(
+            f"`nonlinearity` must be 'tanh' for the weights of {_CELLS[gates].name}: only "
+            f"torch.nn.RNN has another; got {nonlinearity!r}"
         )
     b_ih = np.zeros(rows, w_ih.dtype) if b_ih is None else b_ih
     b_hh = np.zeros(rows, w_ih.dtype) if b_hh is None else b_hh
@@ -201,15 +269,31 @@ def _params(n: int, arrays: _Direction) -> tuple[Cell, Any]:
     if gates == 3:
         # the candidate's recurrent bias stands inside of the reset
         b = b_ih + np.concatenate([b_hh[: 2 * H], np.zeros_like(b_hh[2 * H :])])
-        return GRU, GRUParams(**weights, b=jnp.asarray(b), b_hn=jnp.asarray(b_hh[2 * H :]))
-    record = LSTMParams if gates == 4 else ElmanParams
-    return _CELLS[gates], record(**weights, b=jnp.asarray(b_ih + b_hh))
+        return GRU, H, GRUParams(**weights, b=jnp.asarray(b), b_hn=jnp.asarray(b_hh[2 * H :]))
+    b = jnp.asarray(b_ih + b_hh)
+    if gates == 1:
+        return elman(nonlinearity), H, ElmanParams(**weights, b=b)
+    own = LSTMParams(**weights, b=b)
+    if w_hr is None:
+        return LSTM, H, own
+    return projected(LSTM, P), H, ProjectedParams(own, jnp.asarray(w_hr.T))
+
+
+def _known(cell: Cell) -> bool:
+    """Whether one of torch's modules has that cell, however its params are drawn."""
+    known = [ELMAN, elman("relu"), LSTM, GRU]
+    if cell.name.startswith(f"{LSTM.name} projected to "):
+        known.append(projected(LSTM, int(cell.name.rpartition(" ")[2])))
+    return any(cell._replace(init=each.init) == each for each in known)
 
 
 def _theirs(params: Any) -> _Direction:
+    weight_hr = None
+    if isinstance(params, ProjectedParams):
+        params, weight_hr = params.cell, np.ascontiguousarray(params.w_hr.T)
     bias_hh = np.zeros_like(params.b)
     if isinstance(params, GRUParams):
         bias_hh[-len(params.b_hn) :] = params.b_hn
-    # a copy: torch takes no array that is stored from right to left
+    # a copy: torch takes no array with negative or Fortran strides
     weight_ih, weight_hh = (np.ascontiguousarray(w.T) for w in (params.w_ih, params.w_hh))
-    return _Direction(weight_ih, weight_hh, np.array(params.b), bias_hh)
+    return _Direction(weight_ih, weight_hh, np.array(params.b), bias_hh, weight_hr)

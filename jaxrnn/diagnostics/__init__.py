@@ -11,8 +11,26 @@ work under `jax.jit`, with the cell static.
 - `gradient_flow`: where the gradient vanishes, explodes, or becomes NaN.
 - `truncation_bias`: what truncated backpropagation through time would lose.
 - `explain`: all of it as a table and a figure.
+
+The first argument may be a `jaxrnn.Network`, too. Then the others are those of its ``apply``
+(``params, xs, initial_state, lengths, mask, resets, detach, key``), and the loss or the cotangents
+are of its outputs. The result has the fields that the result of a cell has. A field that is shaped
+as the params is a `jaxrnn.StackParams`; any other one is a `jaxrnn.StackState`, with an entry for
+each layer and direction.
+
+    >>> import jax, jax.numpy as jnp, jaxrnn
+    >>> network = jaxrnn.stack(jaxrnn.layer(jaxrnn.LSTM, 5), jaxrnn.layer(jaxrnn.GRU, 4))
+    >>> params = network.init(jax.random.key(0), 3)
+    >>> def loss(final_state, hs):
+    ...     return jnp.mean(hs[-1] ** 2)
+    >>> parts = step_contributions(network, params, jnp.ones((7, 2, 3)), loss=loss)
+    >>> parts.norms.layers[0].forward.w_hh.shape
+    (7,)
+    >>> example_gradient_norms(network, params, jnp.ones((7, 2, 3)), loss=loss).total.shape
+    (2,)
 """
 
+from jaxrnn.diagnostics.backpropagation import Gradients, backpropagate
 from jaxrnn.diagnostics.contributions import (
     ExampleGradientNorms,
     StepContributions,
@@ -22,7 +40,6 @@ from jaxrnn.diagnostics.contributions import (
 )
 from jaxrnn.diagnostics.explain import Explanation, explain
 from jaxrnn.diagnostics.flow import ORIGINS, GradientFlow, NonFinite, gradient_flow
-from jaxrnn.diagnostics.recording import Gradients, backpropagate
 from jaxrnn.diagnostics.truncation import TruncationBias, truncation_bias
 
 __all__ = [

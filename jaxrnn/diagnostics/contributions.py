@@ -8,12 +8,13 @@ where ``ds_t`` is the whole gradient that reaches the state after step t, along 
 The terms are taken one at a time and measured: no more than one of them is ever in memory.
 
 A cell may make its initial state of the params. What reaches them on this path is part of a row's
-gradient and of no step's.
+gradient and of no step's. The same holds for the learned initial state of a layer in a network.
 """
 
 import functools
 import math
 import numbers
+from collections.abc import Callable
 from typing import Any, NamedTuple, Unpack
 
 import jax
@@ -24,6 +25,7 @@ from jaxrnn import bptt
 from jaxrnn.cells.cell import Cell, Params, State
 from jaxrnn.checks import describe, size, static_bool
 from jaxrnn.diagnostics.measures import Used, in_line, norm, one_by_one, unit, used_by
+from jaxrnn.diagnostics.networks import Watched, each_layer, takes_networks
 from jaxrnn.diagnostics.recording import (
     Options,
     Problem,
@@ -65,13 +67,15 @@ class ExampleGradientNorms(NamedTuple):
     """The norm of each batch row's own gradient.
 
     ``params`` holds it for every parameter, leaves ``[...]``; ``total [...]`` is the norm over all
-    parameters together, what clipping per example compares with its bound.
+    parameters together, what clipping per example compares with its bound. Of a network, these are
+    the parameters of all layers, learned initial states included.
     """
 
     params: Params
     total: jax.Array
 
 
+@takes_networks(each_layer)
 def step_contributions(
     cell: Cell,
     params: Params,
@@ -115,6 +119,7 @@ def step_contributions(
     return _step_contributions(cell, plan, problem, from_end, window)
 
 
+@takes_networks(each_layer)
 def horizon(
     cell: Cell,
     params: Params,
@@ -153,6 +158,14 @@ def horizon(
     return _horizon(cell, plan, problem, float(fraction))
 
 
+def _example_gradient_norms_of_network(
+    diagnostic: Callable[..., ExampleGradientNorms], watched: Watched
+) -> ExampleGradientNorms:
+    norms = each_layer(diagnostic, watched).params
+    return ExampleGradientNorms(norms, norm(jnp.stack(jax.tree.leaves(norms)), axis=0))
+
+
+@takes_networks(_example_gradient_norms_of_network)
 def example_gradient_norms(
     cell: Cell,
     params: Params,

@@ -20,6 +20,7 @@ from jaxrnn import bptt
 from jaxrnn.cells.cell import Cell, Params, State
 from jaxrnn.checks import describe, size
 from jaxrnn.diagnostics.measures import last_step, norm, one_by_one, used_by
+from jaxrnn.diagnostics.networks import each_layer, takes_networks
 from jaxrnn.diagnostics.recording import (
     Options,
     Problem,
@@ -97,6 +98,7 @@ class GradientFlow(NamedTuple):
     nonfinite: NonFinite
 
 
+@takes_networks(each_layer)
 def gradient_flow(
     cell: Cell,
     params: Params,
@@ -121,7 +123,7 @@ def gradient_flow(
 
     Raises:
         TypeError, ValueError: as `backpropagate`; ``probes`` below 1; a ``probe_key`` that is no
-            key, or many.
+            key, or many; a cell that limits its adjoint (`jaxrnn.clip_adjoint`).
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -132,6 +134,11 @@ def gradient_flow(
         ((7,), 2.0, -1)
     """
     cell, plan, problem = prepare(cell, params, xs, dhs, dfinal, initial_state, options)
+    if not cell.linear:
+        raise ValueError(
+            "`cell` must have a linear adjoint, through which the Jacobian of its steps is pushed; "
+            f"{cell.name} limits its adjoint: watch the cell without the limit"
+        )
     if probes is not None:
         probes = size("probes", probes)
     elif _output_size(plan, problem) > EXACT_OUTPUT_SIZE:

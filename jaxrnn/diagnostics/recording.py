@@ -1,34 +1,34 @@
-"""Backpropagation through time, called explicitly: what all diagnostics begin with."""
+"""The checked arguments of a diagnostic, and the recording of both passes that each one reads."""
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxrnn import bptt, call
 from jaxrnn.call import Call, arrays_of, plan_of, validate, with_final_reset
-from jaxrnn.cells.cell import Cell, Consts, Params, State
+from jaxrnn.cells.cell import Cell, Params, State
 from jaxrnn.checks import describe, matching_arrays
-from jaxrnn.dtypes import differentiable, in_dtype_of
+from jaxrnn.dtypes import differentiable
 from jaxrnn.masks import zero_unless, zero_where
-from jaxrnn.pieces import gradients
 from jaxrnn.plan import Plan
 
 __all__ = [
-    "Gradients",
     "Options",
     "Problem",
     "Recording",
-    "backpropagate",
+    "cotangents_at",
     "cotangents_of",
     "prepare",
     "pull_back",
     "record",
+    "require_cotangents",
     "steps_shape",
     "validated",
     "with_the_start",
+    "without_float0",
 ]
 
 
@@ -36,29 +36,6 @@ class Options(call.Options, total=False):
     """The keyword arguments of `jaxrnn.unroll` that change what is computed, and the loss."""
 
     loss: Callable[[State, Any], jax.Array] | None
-
-
-class Gradients(NamedTuple):
-    """The gradients of backpropagation through time.
-
-    ``params``, ``xs [T, ..., I]``, ``initial_state``, ``consts`` and ``reset_state [..., H]`` are
-    the gradients of the arguments of that name; None where there is none, as for leaves that are
-    not floating, and for ``reset_state`` without resets.
-
-    ``states`` is the whole gradient of the loss with respect to the state after every step, along
-    every path, leaves ``[T, ..., H]``; ``deltas`` the gradients with respect to every step's
-    pre-activations, in the cell's gate order (``[T, ..., 4H]`` for the LSTM). Both are zero where a
-    step is not valid. Where the output is no field of the state, a step makes both side by side:
-    what reads the output of step t itself is not in ``states[t]``.
-    """
-
-    params: Params
-    xs: Any
-    initial_state: State
-    consts: Consts
-    states: State
-    deltas: Any
-    reset_state: State | None
 
 
 class Problem(NamedTuple):
@@ -89,51 +66,6 @@ class Recording(NamedTuple):
     states: State
     initial_state: State
     reset_state: State | None
-
-
-def backpropagate(
-    cell: Cell,
-    params: Params,
-    xs: Any,
-    dhs: Any = None,
-    dfinal: State | None = None,
-    initial_state: State | None = None,
-    **options: Unpack[Options],
-) -> Gradients:
-    """Backpropagation through time, called explicitly, with what it finds at every step.
-
-    The rule that `jaxrnn.unroll` applies under `jax.grad`, given the cotangents by hand.
-
-    Args:
-        cell, params, xs, initial_state: as in `jaxrnn.unroll`.
-        dhs: the gradient of the loss with respect to the outputs, ``[T, ..., H]``, as the outputs'
-            readers send it (without what returns through later steps: that is the result); None
-            for zeros.
-        dfinal: the same for the final state, leaves ``[..., H]``; None for zeros.
-        options: the keyword arguments of `jaxrnn.unroll` (lengths, mask, resets, reset_state,
-            detach, reverse, consts, key) and ``loss``, a function ``(final_state, hs) -> scalar``:
-            ``dhs`` and ``dfinal`` are its gradients at the outputs of `jaxrnn.unroll`. Give either
-            a loss or at least one of the two.
-
-    Raises:
-        TypeError, ValueError: as `jaxrnn.unroll`; no cotangent and no loss, or both; cotangents
-            that do not fit the outputs; a loss that returns no floating scalar.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, jaxrnn
-        >>> params = jaxrnn.LSTM.init(jax.random.key(0), 3, 5)
-        >>> xs, dhs = jnp.ones((7, 3)), jnp.zeros((7, 5)).at[-1].set(1.0)
-        >>> gradients = jaxrnn.diagnostics.backpropagate(jaxrnn.LSTM, params, xs, dhs)
-        >>> gradients.params.w_hh.shape, gradients.states.h.shape
-        ((5, 20), (7, 5))
-        >>> def loss(final_state, hs):
-        ...     return hs[-1].sum()
-        >>> same = jaxrnn.diagnostics.backpropagate(jaxrnn.LSTM, params, xs, loss=loss)
-        >>> bool(jnp.allclose(same.params.w_hh, gradients.params.w_hh))
-        True
-    """
-    cell, plan, problem = prepare(cell, params, xs, dhs, dfinal, initial_state, options)
-    return _backpropagate(cell, plan, problem)
 
 
 def prepare(
@@ -179,6 +111,23 @@ def validated(
 
 def cotangents_of(checked: Call, dhs: Any, dfinal: State | None, loss: Any) -> tuple[Any, State]:
     """``(dhs, dfinal)`` of a call, as they were given or from the loss: no leaf is left out."""
+    require_cotangents(dhs, dfinal, loss)
+    run = functools.partial(bptt.unroll, checked.cell, plan_of(checked))
+    if loss is None:
+        hs = jax.eval_shape(run, arrays_of(checked)).hs
+        return cotangents_at(checked.initial_state, hs, dhs, dfinal, None)
+    outputs = run(arrays_of(checked))
+    final_state = with_final_reset(checked, outputs.final_state)
+    return cotangents_at(final_state, outputs.hs, None, None, loss)
+
+
+def require_cotangents(dhs: Any, dfinal: Any, loss: Any) -> None:
+    """Refuse to follow no gradient, and two.
+
+    Raises:
+        TypeError: a function in the place of ``dhs``.
+        ValueError: neither a loss nor a cotangent, or both.
+    """
     if callable(dhs):
         raise TypeError("`dhs` must be an array; got a function: give a loss by name, `loss=`")
     if dhs is None and dfinal is None and loss is None:
@@ -191,24 +140,29 @@ def cotangents_of(checked: Call, dhs: Any, dfinal: State | None, loss: Any) -> t
             "`loss` takes the place of `dhs` and `dfinal`: give either; got "
             f"dhs={describe(dhs)}, dfinal={describe(dfinal)}"
         )
-    plan, arrays = plan_of(checked), arrays_of(checked)
+
+
+def cotangents_at(final_state: Any, hs: Any, dhs: Any, dfinal: Any, loss: Any) -> tuple[Any, Any]:
+    """``(dhs, dfinal)`` at these outputs: the gradients of the loss, or the given ones, checked.
+
+    Args:
+        final_state, hs: the outputs; without a loss, arrays of their shapes and dtypes are enough.
+
+    Returns:
+        Pytrees like ``hs`` and ``final_state``, None for leaves that are not floating.
+    """
     if loss is not None:
-        outputs = bptt.unroll(checked.cell, plan, arrays)
-        return _gradients_of(loss, with_final_reset(checked, outputs.final_state), outputs.hs)
-    like = jax.eval_shape(functools.partial(bptt.unroll, checked.cell, plan), arrays)
-    like = differentiable(like)
-    if dhs is None:
-        dhs = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like.hs)
-    else:
-        dhs = matching_arrays("dhs", dhs, like.hs)
-    if dfinal is None:
-        dfinal = jax.tree.map(jnp.zeros_like, differentiable(checked.initial_state))
-    else:
-        dfinal = matching_arrays("dfinal", dfinal, like.final_state)
-    return dhs, dfinal
+        return _gradients_of(loss, final_state, hs)
+    like = differentiable((hs, final_state))
+    # not like the outputs: their shapes may name a mesh that nothing here runs on
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+    return (
+        zeros[0] if dhs is None else matching_arrays("dhs", dhs, like[0]),
+        zeros[1] if dfinal is None else matching_arrays("dfinal", dfinal, like[1]),
+    )
 
 
-def _gradients_of(loss: Any, final_state: State, hs: Any) -> tuple[Any, State]:
+def _gradients_of(loss: Any, final_state: Any, hs: Any) -> tuple[Any, Any]:
     if not callable(loss):
         raise TypeError(
             f"`loss` must be a function (final_state, hs) -> scalar; got {describe(loss)}"
@@ -218,8 +172,13 @@ def _gradients_of(loss: Any, final_state: State, hs: Any) -> tuple[Any, State]:
     if not scalar:
         raise TypeError(f"`loss` must return a floating scalar; got {describe(value)}")
     found = jax.grad(loss, argnums=(0, 1), allow_int=True)(final_state, hs)
-    dfinal, dhs = jax.tree.map(lambda d: None if d.dtype == jax.dtypes.float0 else d, found)
+    dfinal, dhs = without_float0(found)
     return dhs, dfinal
+
+
+def without_float0(gradients: Any) -> Any:
+    """JAX's gradients with None for leaves that are not floating."""
+    return jax.tree.map(lambda d: None if d.dtype == jax.dtypes.float0 else d, gradients)
 
 
 def record(cell: Cell, plan: Plan, problem: Problem) -> Recording:
@@ -271,26 +230,4 @@ def with_the_start(
         lambda of_steps, d: of_steps + d.astype(of_steps.dtype),
         dparams,
         differentiable(through_start),
-    )
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _backpropagate(cell: Cell, plan: Plan, problem: Problem) -> Gradients:
-    recording, arrays = record(cell, plan, problem), problem.arrays
-    xs, before, after, gates, _ = recording.trajectory
-    dparams, dxs, dconsts = gradients(
-        bptt.bind(cell, arrays), xs, before, after, gates, recording.deltas
-    )
-    batch_shape = steps_shape(plan, problem)[1:]
-    dparams = with_the_start(
-        cell, problem, dparams, recording.initial_state, recording.reset_state, batch_shape
-    )
-    return Gradients(
-        params=in_dtype_of(arrays.params, dparams),
-        xs=zero_unless(arrays.steps.valid, dxs),
-        initial_state=recording.initial_state,
-        consts=in_dtype_of(arrays.consts, dconsts),
-        states=recording.states,
-        deltas=recording.deltas,
-        reset_state=recording.reset_state,
     )

@@ -14,10 +14,12 @@ from typing import Any, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
+from jaxrnn.call import steps_before
 from jaxrnn.cells.cell import Cell, Params, State
 from jaxrnn.checks import size
 from jaxrnn.diagnostics.contributions import gradient_of
 from jaxrnn.diagnostics.measures import norm, steps_left, unit
+from jaxrnn.diagnostics.networks import Watched, gradient_of_params, takes_networks
 from jaxrnn.diagnostics.recording import (
     Options,
     Problem,
@@ -26,9 +28,10 @@ from jaxrnn.diagnostics.recording import (
     record,
     steps_shape,
 )
+from jaxrnn.dtypes import accumulation_dtype
 from jaxrnn.plan import Plan
 
-__all__ = ["TruncationBias", "truncation_bias"]
+__all__ = ["TruncationBias", "truncation_bias", "truncation_bias_of_network"]
 
 
 class TruncationBias(NamedTuple):
@@ -43,6 +46,26 @@ class TruncationBias(NamedTuple):
     cosine: Params
 
 
+def truncation_bias_of_network(watched: Watched, k: int) -> TruncationBias:
+    """`truncation_bias` with every layer and direction in windows of k steps."""
+    run, options = watched.network.unroll, watched.options
+    T, *batch_shape = jnp.shape(jax.tree.leaves(watched.xs)[0])[:-1]
+    k = _window(k, T)
+    valid = jnp.ones((T, *batch_shape), jnp.bool_)
+    if options.get("mask") is not None:
+        valid = options["mask"]
+    if options.get("lengths") is not None:
+        valid = steps_before(options["lengths"], T, tuple(batch_shape))
+
+    def in_windows(*arguments: Any, detach: jax.Array | None, reverse: bool, **given: Any) -> Any:
+        first = _first_steps(valid, k, reverse=reverse)
+        detach = first if detach is None else detach | first
+        return run(*arguments, detach=detach, reverse=reverse, **given)
+
+    return _compared(gradient_of_params(watched, in_windows), watched.dparams)
+
+
+@takes_networks(lambda _, watched, k: truncation_bias_of_network(watched, k))
 def truncation_bias(
     cell: Cell,
     params: Params,
@@ -62,6 +85,9 @@ def truncation_bias(
     The cotangents are the same for both gradients. Only steps are cut apart: what the final state's
     cotangent sends past masked steps reaches the row's last valid one.
 
+    Of a network, every layer and direction is truncated at once: a layer gets the cotangents that
+    the truncated layers above send.
+
     Args:
         cell, params, xs, dhs, dfinal, initial_state, options: as in `backpropagate`.
         k: the steps of a window, 1..T. With T nothing is truncated.
@@ -78,11 +104,24 @@ def truncation_bias(
         True
     """
     cell, plan, problem = prepare(cell, params, xs, dhs, dfinal, initial_state, options)
-    T, k = steps_shape(plan, problem)[0], size("k", k)
+    k = _window(k, steps_shape(plan, problem)[0])
+    return _truncation_bias(cell, plan, problem, jnp.asarray(k, jnp.int32))
+
+
+def _window(k: Any, T: int) -> int:
+    k = size("k", k)
     # a sequence of no steps has one window, of any size
     if k > max(T, 1):
         raise ValueError(f"`k` must be in 1..{T=}, the steps of `xs`; got {k}")
-    return _truncation_bias(cell, plan, problem, jnp.asarray(k, jnp.int32))
+    return k
+
+
+def _first_steps(valid: jax.Array, k: Any, *, reverse: bool) -> jax.Array:
+    """The first steps of all windows of k but each row's first one: a mask ``[T, ...]``."""
+    left = steps_left(valid, reverse=reverse)
+    # a row's first window reads the initial state, which is no window's
+    row_starts = left == jnp.max(left, axis=0, keepdims=True, initial=0)
+    return (left % k == 0) & ~row_starts
 
 
 # one compiled program for all windows
@@ -90,10 +129,7 @@ def truncation_bias(
 def _truncation_bias(cell: Cell, plan: Plan, problem: Problem, k: jax.Array) -> TruncationBias:
     shape, steps = steps_shape(plan, problem), problem.arrays.steps
     valid = jnp.ones(shape, jnp.bool_) if steps.valid is None else steps.valid
-    left = steps_left(valid, reverse=plan.reverse)
-    # a row's first window reads the initial state, which is no window's
-    first = left == jnp.max(left, axis=0, keepdims=True, initial=0)
-    stop = (left % k == 0) & ~first
+    stop = _first_steps(valid, k, reverse=plan.reverse)
     windows = steps._replace(stop=stop if steps.stop is None else steps.stop | stop)
     recording = record(cell, plan, problem)
     # the states are the same: only the way back is another
@@ -103,6 +139,11 @@ def _truncation_bias(cell: Cell, plan: Plan, problem: Problem, k: jax.Array) -> 
         gradient_of(cell, plan, problem, each) for each in (recording, truncated_recording)
     )
 
+    return _compared(truncated, exact)
+
+
+@jax.jit
+def _compared(truncated: Params, exact: Params) -> TruncationBias:
     def error(truncated: jax.Array, exact: jax.Array) -> jax.Array:
         lost = norm(truncated - exact)
         return jnp.where(lost == 0, 0, lost / norm(exact))
@@ -111,6 +152,10 @@ def _truncation_bias(cell: Cell, plan: Plan, problem: Problem, k: jax.Array) -> 
         product = jnp.sum(unit(truncated) * unit(exact))
         return jnp.where(norm(truncated - exact) == 0, 1, product)
 
+    summed = functools.partial(
+        jax.tree.map, lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype))
+    )
+    truncated, exact = summed(truncated), summed(exact)
     return TruncationBias(
         relative_error=jax.tree.map(error, truncated, exact),
         cosine=jax.tree.map(cosine, truncated, exact),

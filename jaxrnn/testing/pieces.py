@@ -240,7 +240,8 @@ def _pairs(
         dhs = [jax.tree.map(f, differentiable(hs)) for f in (jnp.sin, jnp.cos)]
         adjoints = list(zip(dstates, dhs, strict=True))
     of_a, of_b, of_sum = (pull(factors, d) for d in (*adjoints, add_twice(*adjoints)))
-    pairs["pull"] = of_sum, add_twice(of_a, of_b)
+    if cell.linear:
+        pairs["pull"] = of_sum, add_twice(of_a, of_b)
     arranged = factors if cell.arrange is None else cell.arrange(factors)
     if cell.arrange is not None:
         pairs["arrange"] = pull(arranged, adjoints[0]), of_a

@@ -49,6 +49,31 @@ def test_values_and_gradients_are_those_of_the_module(kind, bidirectional, bias)
                 np.testing.assert_allclose(found[part], wanted[part], rtol=0, atol=1e-10)
 
 
+def test_a_relu_network_and_a_projected_one_are_those_of_the_module():
+    torch.manual_seed(0)
+    relu = torch.nn.RNN(I, H, 2, nonlinearity="relu").double()
+    smaller = torch.nn.LSTM(I, H, 2, bidirectional=True, proj_size=2).double()
+    xs = np.random.default_rng(0).normal(size=(T, B, I))
+    with jax.enable_x64(True):
+        for module, options in ((relu, {"nonlinearity": "relu"}), (smaller, {})):
+            theirs = torch.tensor(xs, requires_grad=True)
+            hs, _ = module(theirs)
+            (hs**2).sum().backward()
+            network, params = from_torch(module.state_dict(), **options)
+
+            def loss(xs, network=network, params=params):
+                return jnp.sum(network.apply(params, xs)[1] ** 2)
+
+            found = network.apply(params, jnp.asarray(xs))[1]
+            np.testing.assert_allclose(found, hs.detach(), rtol=0, atol=1e-12)
+            dxs = jax.grad(loss)(jnp.asarray(xs))
+            np.testing.assert_allclose(dxs, theirs.grad, rtol=0, atol=1e-10)
+            again = to_torch(network, params)
+            assert {key: a.shape for key, a in again.items()} == {
+                key: tuple(a.shape) for key, a in module.state_dict().items()
+            }
+
+
 @pytest.mark.parametrize("kind", MODULES)
 def test_a_module_loads_what_is_written_for_it(kind):
     cell = {"RNN": jaxrnn.ELMAN, "LSTM": jaxrnn.LSTM, "GRU": jaxrnn.GRU}[kind]

@@ -91,6 +91,22 @@ def collectives(compiled):
     return dict(collections.Counter(at for at in ops if at[1] in COLLECTIVES))
 
 
+def weights_made_at_every_step(compiled, steps, hidden):
+    """The instructions that make a matrix of the size of a recurrent weight, or of a part of it.
+
+    They stand in a loop over at least so many steps, and compute again what no step changes.
+    """
+    reading = ("parameter", "get-tuple-element", "bitcast")
+    found = []
+    for instruction in instructions(compiled):
+        shape = INSTRUCTION.match(instruction.line)["shape"]
+        sizes = [int(size) for size in re.findall(r"\d+", re.sub(r"^\w+|{.*", "", shape))]
+        weight = len(sizes) > 1 and not any(size % hidden for size in sizes)
+        if instruction.times >= steps and instruction.op not in reading and weight:
+            found.append(instruction.line.strip())
+    return found
+
+
 def product_flops(compiled):
     """Multiplications in matrix products on one device, over all trips of all loops."""
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.benchmarks.cases import Arrays, Case
+from experiments.benchmarks.cases import PLAIN, Arrays, Case
 
 
 class NotComparedError(Exception):
@@ -37,6 +37,7 @@ class Contender(NamedTuple):
         how: which of its ways of running a recurrent network is measured.
         programs: the case's operations by name; or raises `NotComparedError`.
         not_compared: by cell, or kind of case, why it is left out: other equations, or none.
+        cells: the names of those that it has.
         without: by cell, weights that its equations lack; it is compared with them at zero.
         begin: prepares for JAX's default platform; the reason where it cannot run there.
     """
@@ -44,5 +45,6 @@ class Contender(NamedTuple):
     how: str
     programs: Callable[[Case, Arrays], Mapping[str, Program]]
     not_compared: Mapping[str, str] = MappingProxyType({})
+    cells: tuple[str, ...] = tuple(PLAIN)
     without: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     begin: Callable[[str], str | None] = _everywhere

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jaxrnn
+from experiments.benchmarks.cases import CELLS
 from experiments.benchmarks.contenders.adapter import Network, programs
 from experiments.benchmarks.contenders.contender import Contender
 
@@ -12,6 +13,9 @@ _CELLS = {
     "elman": (jaxrnn.ELMAN, jaxrnn.ElmanParams, jaxrnn.ElmanState),
     "lstm": (jaxrnn.LSTM, jaxrnn.LSTMParams, jaxrnn.LSTMState),
     "gru": (jaxrnn.GRU, jaxrnn.GRUParams, jaxrnn.GRUState),
+    "elman_relu": (jaxrnn.elman("relu"), jaxrnn.ElmanParams, jaxrnn.ElmanState),
+    "reset_before_gru": (jaxrnn.RESET_BEFORE_GRU, jaxrnn.ResetBeforeGRUParams, jaxrnn.GRUState),
+    "mgu": (jaxrnn.MGU, jaxrnn.MGUParams, jaxrnn.MGUState),
 }
 
 
@@ -32,4 +36,5 @@ def network(unroll: Callable[..., Any], cell: str, I: int, H: int) -> Network:
 CONTENDER = Contender(
     how="jaxrnn.unroll with its defaults; streaming: make_stream_step(cell)",
     programs=functools.partial(programs, functools.partial(network, jaxrnn.unroll)),
+    cells=tuple(CELLS),
 )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import jax
 
 import jaxrnn
-from experiments.benchmarks.cases import Arrays, Case
+from experiments.benchmarks.cases import CELLS, Arrays, Case
 from experiments.benchmarks.contenders import jaxrnn as ours
 from experiments.benchmarks.contenders.adapter import Network, programs
 from experiments.benchmarks.contenders.contender import Contender, NotComparedError, Program
@@ -48,4 +48,5 @@ CONTENDER = Contender(
     programs=programs_of,
     not_compared={"stream": "one row"},
     begin=begin,
+    cells=tuple(CELLS),
 )

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 import jaxrnn
-from experiments.benchmarks.cases import GATES
+from experiments.benchmarks.cases import CELLS
 from experiments.benchmarks.contenders.adapter import Network, programs
 from experiments.benchmarks.contenders.contender import Contender
 from jaxrnn.cells import Expects
@@ -119,7 +119,7 @@ def cell(blocks: int) -> jaxrnn.Cell:
 def network(name: str, I: int, H: int) -> Network:
     """The products of the cell of that name."""
     del I, H
-    blocks = GATES[name]
+    blocks = CELLS[name].gates
     return Network(
         # as in `init`: the measured cells' weights would let the state grow beyond float32
         params=lambda weights: Params(weights["w_ih"] / blocks, weights["w_hh"] / blocks),
@@ -134,4 +134,5 @@ CONTENDER = Contender(
     how="jaxrnn.unroll of a cell that holds the products and nothing else",
     programs=functools.partial(programs, network),
     not_compared={"stream": "no loop"},
+    cells=tuple(CELLS),
 )
