@@ -40,7 +40,7 @@ def makes_sense(cell, shape, around):
 
 
 # cells that read h beside their products
-UNIT_BY_UNIT = {"GRU", "RESET_BEFORE_GRU", "MGU"}
+UNIT_BY_UNIT = {"GRU", "LAYER_NORM_GRU", "RESET_BEFORE_GRU", "MGU"}
 
 
 def composition(seed):

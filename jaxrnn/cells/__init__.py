@@ -22,6 +22,8 @@ from jaxrnn.cells.coupled_lstm import COUPLED_LSTM, CoupledLSTMParams
 from jaxrnn.cells.elman import ELMAN, ElmanParams, ElmanState, elman
 from jaxrnn.cells.from_step import cell_from_step
 from jaxrnn.cells.gru import GRU, GRUParams, GRUState
+from jaxrnn.cells.layer_norm_gru import LAYER_NORM_GRU, LayerNormGRUParams
+from jaxrnn.cells.layer_norm_lstm import LAYER_NORM_LSTM, LayerNormLSTMParams
 from jaxrnn.cells.leaky import LeakyParams, leaky
 from jaxrnn.cells.lstm import LSTM, LSTMParams, LSTMState
 from jaxrnn.cells.mgu import MGU, MGUParams, MGUState
@@ -44,6 +46,8 @@ __all__ = [
     "COUPLED_LSTM",
     "ELMAN",
     "GRU",
+    "LAYER_NORM_GRU",
+    "LAYER_NORM_LSTM",
     "LSTM",
     "MGU",
     "PEEPHOLE_LSTM",
@@ -60,6 +64,8 @@ __all__ = [
     "GRUState",
     "LSTMParams",
     "LSTMState",
+    "LayerNormGRUParams",
+    "LayerNormLSTMParams",
     "LeakyParams",
     "MGUParams",
     "MGUState",
@@ -96,6 +102,8 @@ for _record in (
     GRUState,
     LSTMParams,
     LSTMState,
+    LayerNormGRUParams,
+    LayerNormLSTMParams,
     LeakyParams,
     MGUParams,
     MGUState,

@@ -32,6 +32,8 @@ TRAINING = {
     "COUPLED_LSTM": 5.6,
     "ELMAN": 4.9,
     "GRU": 5.4,
+    "LAYER_NORM_GRU": 9.2,
+    "LAYER_NORM_LSTM": 14.5,
     "LSTM": 5.3,
     "MGU": 9.8,
     "PEEPHOLE_LSTM": 5.4,
@@ -44,6 +46,8 @@ BY_POLICY = {
         "COUPLED_LSTM": 5.8,
         "ELMAN": 5.0,
         "GRU": 6.2,
+        "LAYER_NORM_GRU": 9.2,
+        "LAYER_NORM_LSTM": 12.5,
         "LSTM": 5.6,
         "MGU": 10.1,
         "PEEPHOLE_LSTM": 5.8,
@@ -54,6 +58,8 @@ BY_POLICY = {
         "COUPLED_LSTM": 5.5,
         "ELMAN": 5.0,
         "GRU": 5.6,
+        "LAYER_NORM_GRU": 8.2,
+        "LAYER_NORM_LSTM": 11.9,
         "LSTM": 5.5,
         "MGU": 9.9,
         "PEEPHOLE_LSTM": 5.5,
@@ -65,6 +71,8 @@ BY_POLICY = {
         "COUPLED_LSTM": 9.8,
         "ELMAN": 8.5,
         "GRU": 10.4,
+        "LAYER_NORM_GRU": 14.5,
+        "LAYER_NORM_LSTM": 20.0,
         "LSTM": 9.4,
         "MGU": 16.5,
         "PEEPHOLE_LSTM": 9.8,
@@ -76,8 +84,14 @@ BY_POLICY = {
 FORWARD = 2.4
 # and what its chunks cost, of 16 or 64 steps
 FORWARD_BY_POLICY = {"gates": 2.6, "states": 2.6, "carries": 3.2}
-# a step of these has a second product, and what is elementwise before it
-MORE_FORWARD = {"MGU": 2.2, "RESET_BEFORE_GRU": 2.2}
+# a step of these has a second product, and what is elementwise before it, or sums over rows: one of
+# the product, and of c a mean and a variance
+MORE_FORWARD = {
+    "LAYER_NORM_GRU": 1.1,
+    "LAYER_NORM_LSTM": 3.1,
+    "MGU": 2.2,
+    "RESET_BEFORE_GRU": 2.2,
+}
 
 
 def shapes_of(cell, shape):

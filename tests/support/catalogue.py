@@ -148,6 +148,26 @@ def slstm(p, s, x):
     return s._replace(h=h, c=cell * np.exp(-m), n=normalizer * np.exp(-m), m=m)
 
 
+def normalised(a, gain):
+    deviation = np.sqrt(a.var(axis=-1, keepdims=True) + 1e-5)
+    return gain * (a - a.mean(axis=-1, keepdims=True)) / deviation
+
+
+def layer_norm_lstm(p, s, x):
+    a = normalised(x @ p.w_ih, p.gain_ih) + normalised(s.h @ p.w_hh, p.gain_hh) + p.b
+    i, f, g, o = np.split(a, 4, axis=-1)
+    c = sigmoid(f) * s.c + sigmoid(i) * np.tanh(g)
+    return s._replace(h=sigmoid(o) * np.tanh(normalised(c, p.gain_c) + p.bias_c), c=c)
+
+
+def layer_norm_gru(p, s, x):
+    x_r, x_z, x_n = np.split(normalised(x @ p.w_ih, p.gain_ih) + p.b, 3, axis=-1)
+    h_r, h_z, h_n = np.split(normalised(s.h @ p.w_hh, p.gain_hh), 3, axis=-1)
+    z = sigmoid(x_z + h_z)
+    n = np.tanh(x_n + sigmoid(x_r + h_r) * (h_n + p.b_hn))
+    return s._replace(h=(1 - z) * n + z * s.h)
+
+
 ENTRIES = (
     Entry(jaxrnn.COUPLED_LSTM, coupled_lstm),
     Entry(jaxrnn.ELMAN, elman),
@@ -169,6 +189,8 @@ ENTRIES = (
     Entry(jaxrnn.RESET_BEFORE_GRU, reset_before_gru, products=(2, 2)),
     Entry(jaxrnn.PEEPHOLE_LSTM, peephole_lstm),
     Entry(jaxrnn.SLSTM, slstm),
+    Entry(jaxrnn.LAYER_NORM_LSTM, layer_norm_lstm),
+    Entry(jaxrnn.LAYER_NORM_GRU, layer_norm_gru),
 )
 
 CATALOGUE = {entry.cell.name: entry for entry in ENTRIES}
