@@ -1,4 +1,4 @@
-"""Sequences that a network makes: each token is drawn of logits that those before it give."""
+"""Generation: tokens drawn one after the other from a network's logits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -74,6 +74,13 @@ def generate(
         raise ValueError(f"`top_p` must be above 0 and at most 1; got {top_p}")
     if stop is not None:
         stop = size("stop", stop, least=0)
+        # a row that has stopped keeps its state
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+            if jnp.shape(leaf)[: first.ndim] != first.shape:
+                raise ValueError(
+                    f"`state` must have the rows of `first`, {first.shape}, in every leaf; got "
+                    f"shape {jnp.shape(leaf)} at {jax.tree_util.keystr(path) or 'its only leaf'}"
+                )
     if key is not None:
         prng_key("key", key)
     elif not greedy:

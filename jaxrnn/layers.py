@@ -1,4 +1,4 @@
-"""One layer of a network: a cell in one direction or in both, and what is done to its input."""
+"""One layer of a network: a cell in one direction or both, dropout of its input, a residual sum."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -58,7 +58,7 @@ for _record in (LayerParams, LayerState):
 
 
 class Dropout(NamedTuple):
-    """Dropout at a place: its rate, and whether every step or every sequence has its own mask."""
+    """Dropout of a layer's input: a rate, and ``"step"`` or ``"sequence"``: what has one mask."""
 
     rate: float
     mask: str
@@ -170,7 +170,7 @@ def output_size(each: Layer, params: Any, x: jax.ShapeDtypeStruct) -> int:
 
 
 def _dropped(dropouts: tuple[Dropout, ...], key: jax.Array | None, xs: Any) -> Any:
-    """The input of a layer with some features at zero, the others grown."""
+    """The input of a layer after dropout: features are zero or divided by 1 - rate."""
     if key is None:
         return xs
     for n, (rate, mask) in enumerate(dropouts):

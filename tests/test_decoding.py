@@ -130,6 +130,11 @@ BAD = {
         TypeError,
         r"`step_fn` must return logits \[..., V\] for tokens \(2,\)",
     ),
+    "a state without rows": (
+        lambda: jaxrnn.generate(uniform, {"h": jnp.zeros(3)}, START, 3, temperature=0, stop=1),
+        ValueError,
+        r"`state` must have the rows of `first`, \(2,\), .* got shape \(3,\) at \['h'\]",
+    ),
 }
 
 

@@ -19,6 +19,11 @@ from jaxrnn.parallel import make_mesh, replicate, shard_rows
 
 # one of the user's cells, which draws a mask for every sequence
 DROPPED_LSTM = recurrent_dropout(LSTM, 0.5)
+# and one whose adjoint is derived
+STEPPED_GRU = jaxrnn.cell_from_step(GRU.step, init=GRU.init, initial_state=GRU.initial_state)
+CELLS = [ELMAN, LSTM, GRU, DROPPED_LSTM, STEPPED_GRU]
+# bytes, in the place of a policy
+BUDGET = 200_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +49,11 @@ class Combination:
     resets: bool
     detach: bool
     given_state: bool
-    policy: str | None
+    policy: str | int | None
     dtype: str
     devices: int
     seed: int
+    keyed: bool = True
 
     def __str__(self):
         layers = "+".join(
@@ -55,7 +61,8 @@ class Combination:
             f"{'l' * p.learned}{'d' * len(p.dropouts)}"
             for p in self.parts
         )
-        flags = [name for name in ("resets", "detach", "given_state") if getattr(self, name)]
+        options = ("resets", "detach", "given_state", "keyed")
+        flags = [name for name in options if getattr(self, name)]
         rest = "-".join([self.masks, *flags, str(self.policy)])
         return f"{self.seed}:{layers}-{self.batch}-{rest}-{self.dtype}-{self.devices}"
 
@@ -63,7 +70,7 @@ class Combination:
 def combination(seed):
     """A random network and call; every choice is independent of the others."""
     draw = random.Random(seed)
-    size = width = draw.choice([1, 3, 4])
+    size = width = draw.choice([2, 3, 4])
     parts = []
     for _ in range(draw.choice([1, 2, 2, 3])):
         bidirectional, merge = (
@@ -81,7 +88,7 @@ def combination(seed):
         rates = [(draw.choice([0.2, 0.5]), draw.choice(["step", "sequence"]))]
         parts.append(
             Part(
-                cell=draw.choice([ELMAN, LSTM, GRU, DROPPED_LSTM]),
+                cell=draw.choice(CELLS),
                 hidden=hidden,
                 bidirectional=bidirectional,
                 merge=merge,
@@ -101,10 +108,11 @@ def combination(seed):
         resets=draw.random() < 0.5,
         detach=draw.random() < 0.3,
         given_state=draw.random() < 0.4,
-        policy=draw.choice([None, "gates", "states", "carries"]),
+        policy=draw.choice([None, "gates", "states", "carries", BUDGET]),
         dtype=draw.choice(["float64", "float64", "float64", "float32"]),
         devices=devices,
         seed=seed,
+        keyed=draw.random() < 0.8,
     )
 
 
@@ -133,8 +141,9 @@ def composed(parts, params, xs, state, key, *, lengths, mask, resets, detach):
         valid = jnp.broadcast_to(t, valid.shape) < jnp.broadcast_to(lengths, valid.shape)
     finals, states = [], []
     for n, (part, p) in enumerate(zip(parts, params.layers, strict=True)):
-        keys = jax.random.split(jax.random.fold_in(key, n), 3)
-        for k, (rate, kind) in enumerate(part.dropouts):
+        if key is not None:
+            keys = jax.random.split(jax.random.fold_in(key, n), 3)
+        for k, (rate, kind) in enumerate(part.dropouts if key is not None else ()):
             shape = xs.shape if kind == "step" else (1, *xs.shape[1:])
             kept = jax.random.bernoulli(jax.random.fold_in(keys[0], k), 1 - rate, shape)
             xs = xs * jnp.broadcast_to(kept.astype(xs.dtype) / (1 - rate), xs.shape)
@@ -153,7 +162,7 @@ def composed(parts, params, xs, state, key, *, lengths, mask, resets, detach):
             )
             if resets is not None:
                 options["reset_state"] = fresh
-            if part.cell.draw is not None:
+            if part.cell.draw is not None and key is not None:
                 options["key"] = keys[1 + reverse]
             found.append(
                 jaxrnn.unroll_reference(part.cell, own, xs, start, return_states=True, **options)
@@ -200,12 +209,11 @@ def problem_of(c):
 
 def assert_network_is_the_composition(c, network=None):
     made, params, xs, state, masks = problem_of(c)
-    network, key = network or made, jax.random.key(c.seed + 1)
+    network, key = network or made, jax.random.key(c.seed + 1) if c.keyed else None
+    policy = {"memory_budget" if c.policy == BUDGET else "residuals": c.policy}
 
     def ours(params, xs, state, masks):
-        return network.apply(
-            params, xs, state, key=key, residuals=c.policy, return_states=True, **masks
-        )
+        return network.apply(params, xs, state, key=key, return_states=True, **policy, **masks)
 
     def written_out(params, xs, state, masks):
         return composed(c.parts, params, xs, state, key, **masks)
@@ -241,7 +249,7 @@ def test_the_combinations_drawn_hold_every_choice():
     drawn = [combination(seed) for seed in range(30)]
     parts = [part for c in drawn for part in c.parts]
     for choices, found in (
-        ({ELMAN, LSTM, GRU, DROPPED_LSTM}, {p.cell for p in parts}),
+        (set(CELLS), {p.cell for p in parts}),
         ({True, False}, {p.bidirectional for p in parts}),
         ({"concat", "sum", "mean", "multiply"}, {p.merge for p in parts if p.bidirectional}),
         ({True, False}, {p.residual for p in parts}),
@@ -251,7 +259,8 @@ def test_the_combinations_drawn_hold_every_choice():
         ({True, False}, {c.resets for c in drawn}),
         ({True, False}, {c.detach for c in drawn}),
         ({True, False}, {c.given_state for c in drawn}),
-        ({None, "gates", "states", "carries"}, {c.policy for c in drawn}),
+        ({True, False}, {c.keyed for c in drawn}),
+        ({None, "gates", "states", "carries", BUDGET}, {c.policy for c in drawn}),
         ({"float64", "float32"}, {c.dtype for c in drawn}),
         ({1, 4}, {c.devices for c in drawn}),
         ({1, 2, 3}, {len(c.parts) for c in drawn}),
