@@ -7,8 +7,21 @@ CELL_NAMES = {
     "lstm": "LSTM",
     "gru": "GRU",
     "elman_relu": "Elman, ReLU",
+    "leaky": "leaky",
+    "peephole_lstm": "LSTM, peepholes",
+    "coupled_lstm": "LSTM, coupled gates",
+    "slstm": "sLSTM",
+    "layer_norm_lstm": "LSTM, layer norm",
     "reset_before_gru": "GRU, reset before",
+    "layer_norm_gru": "GRU, layer norm",
     "mgu": "MGU",
+    "projected": "projected(LSTM)",
+    "heads": "heads(LSTM)",
+    "recurrent_dropout": "recurrent_dropout(LSTM)",
+    "zoneout": "zoneout(LSTM)",
+    "clipped": "clipped(LSTM)",
+    "clip_adjoint": "clip_adjoint(LSTM)",
+    "with_dtypes": "with_dtypes(LSTM)",
 }
 # of a network: the keys of result.json, and words
 STAGES = {"initial": "at initialisation", "trained": "after training"}

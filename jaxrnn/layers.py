@@ -10,7 +10,7 @@ from jax.export import register_namedtuple_serialization
 
 from jaxrnn.cells.cell import Cell, State
 from jaxrnn.checks import array, describe
-from jaxrnn.masks import zero_unless
+from jaxrnn.masks import random_mask, zero_unless
 from jaxrnn.sharding import of_one_layout
 
 __all__ = [
@@ -176,7 +176,7 @@ def _dropped(dropouts: tuple[Dropout, ...], key: jax.Array | None, xs: Any) -> A
     for n, (rate, mask) in enumerate(dropouts):
         xs = array("xs", xs)
         shape = (1, *xs.shape[1:]) if mask == "sequence" else xs.shape
-        kept = jax.random.bernoulli(jax.random.fold_in(key, n), 1 - rate, shape)
+        kept = random_mask(jax.random.fold_in(key, n), 1 - rate, shape)
         xs, kept = of_one_layout(xs, jnp.broadcast_to(kept, xs.shape))
         xs = jnp.where(kept, xs / (1 - rate), jnp.zeros_like(xs))
     return xs

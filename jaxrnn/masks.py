@@ -8,7 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["select", "zero_unless", "zero_where"]
+__all__ = ["random_mask", "select", "zero_unless", "zero_where"]
+
+
+def random_mask(key: jax.Array, share: float, shape: tuple[int, ...]) -> jax.Array:
+    """True with a probability of ``share``: the same for a key whether or not float64 is on."""
+    return jax.random.bernoulli(key, jnp.float32(share), shape)
 
 
 def select(mask: jax.Array | None, chosen: Any, other: Any) -> Any:

@@ -36,7 +36,6 @@ SHAPES = {
     "many_chunks": dict(T=37, batch=(3,), I=2, H=3),
 }
 TOLERANCE = {jnp.float64: 1e-12, jnp.float32: 1e-5}
-both_dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float64", "float32"])
 float64_and_slowly_float32 = pytest.mark.parametrize(
     "dtype",
     [jnp.float64, pytest.param(jnp.float32, marks=pytest.mark.slow)],
@@ -48,7 +47,7 @@ def describe(flags):
     return "_".join(name for name, on in flags.items() if on) or "plain"
 
 
-@both_dtypes
+@float64_and_slowly_float32
 @pytest.mark.parametrize("flags", FLAGS, ids=describe)
 def test_rule_equals_autodiff(cell, flags, dtype):
     problem = make_problem(cell, T=7, batch=(3,), I=3, H=5, dtype=dtype, **flags)

@@ -145,7 +145,8 @@ def composed(parts, params, xs, state, key, *, lengths, mask, resets, detach):
             keys = jax.random.split(jax.random.fold_in(key, n), 3)
         for k, (rate, kind) in enumerate(part.dropouts if key is not None else ()):
             shape = xs.shape if kind == "step" else (1, *xs.shape[1:])
-            kept = jax.random.bernoulli(jax.random.fold_in(keys[0], k), 1 - rate, shape)
+            kept_share = jnp.float32(1 - rate)
+            kept = jax.random.bernoulli(jax.random.fold_in(keys[0], k), kept_share, shape)
             xs = xs * jnp.broadcast_to(kept.astype(xs.dtype) / (1 - rate), xs.shape)
         found = []
         for name, reverse in (("forward", False), ("backward", True)):
@@ -404,6 +405,19 @@ def test_a_mask_of_a_sequence_is_that_of_all_its_segments():
     state, first = network.apply(params, xs[:2], key=key)
     _, second = network.apply(params, xs[2:], state, key=key)
     assert_same(jnp.concatenate([first, second]), whole)
+
+
+def test_a_key_drops_the_same_features_with_and_without_float64():
+    cells = jaxrnn.zoneout(GRU, h=0.4), jaxrnn.recurrent_dropout(ELMAN, 0.5)
+    network = jaxrnn.stack(*(jaxrnn.layer(cell, 5) for cell in cells), input_dropout=0.3)
+    params = network.init(jax.random.key(0), 3)
+
+    def run():
+        return network.apply(params, jnp.ones((7, 4, 3), jnp.float32), key=jax.random.key(1))[1]
+
+    exact = run()
+    with jax.enable_x64(False):
+        assert_same(run(), exact, 1e-6)
 
 
 @pytest.mark.parametrize("key", [None, jax.random.key(1)], ids=["plain", "dropout"])

@@ -47,7 +47,7 @@ class Config:
     """Options."""
 
     cells: tuple[str, ...] = tuple(PLAIN)
-    """The cells; peers have the default ones alone."""
+    """The cells, and transforms of the LSTM; peers have the default ones alone."""
     shapes: tuple[str, ...] = tuple(",".join(map(str, shape)) for shape in SHAPES)
     """Shapes of the sequences, each T,B,I,H, or the number of one of the default ones, from 0."""
     operations: tuple[str, ...] = tuple(name for names in OPERATIONS.values() for name in names)
@@ -142,7 +142,7 @@ def run(config: Config, modules: Mapping[str, str] = MODULES) -> dict[str, Any]:
         result: dict[str, Any] = {
             "benchmark": "jaxrnn and its peers",
             "config": {**dataclasses.asdict(config), "out": str(config.out)},
-            "tolerance": gate.TOLERANCE,
+            "tolerances": gate.TOLERANCES,
             "machine": {
                 **machine.describe(chosen["platform"], chosen["device"]),
                 "dtype": "float32, products in full precision (no TF32)",

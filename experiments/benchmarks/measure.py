@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.benchmarks import gate, processes
-from experiments.benchmarks.cases import OPERATIONS, Arrays, Case, arrays, product_flops
+from experiments.benchmarks.cases import CELLS, OPERATIONS, Arrays, Case, arrays, product_flops
 from experiments.benchmarks.contenders import PRODUCTS, RATE
 from experiments.benchmarks.processes import Worker, WorkerError
 
@@ -138,7 +138,7 @@ def _check(
             for side in (answers["outputs"], truth(without))
         )
         record["differences"] = gate.differences(outputs, right)
-        wrong = gate.disagreement(record["differences"])
+        wrong = gate.disagreement(record["differences"], CELLS[case.cell].dtype)
         if wrong:
             record |= {"status": "disagrees", "reason": wrong}
     return record, {name: _calls(answers["costs"][name]["call_seconds"]) for name in names}

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from experiments.benchmarks import summary
+from experiments.benchmarks.cases import CELLS
 from experiments.benchmarks.contenders import CHOICES, OURS, PRODUCTS
 from experiments.text import CELL_NAMES, markdown_table
 
@@ -23,6 +24,8 @@ def text(result: Mapping[str, Any]) -> str:
     parts += [f"## {_TITLES[name]}\n\n{_times(result, name)}" for name in operations]
     parts += ["## Where a peer is faster\n\n" + _bounds(result, operations)]
     parts += ["## Over all shapes\n\n" + _aggregates(result)]
+    if variants := _variants(result, operations):
+        parts += ["## Variants beside their plain cells\n\n" + variants]
     parts += ["## Memory and compilation\n\n" + _costs(result, operations)]
     parts += ["## Who was compared\n\n" + _contenders(result)]
     return "\n\n".join(parts)
@@ -171,6 +174,26 @@ def _aggregates(result: Mapping[str, Any]) -> str:
     )
 
 
+def _variants(result: Mapping[str, Any], operations: Iterable[str]) -> str:
+    """What a variant costs more than the cell that it changes; empty where none was measured."""
+    sequences = [name for name in operations if name != "step"]
+    rows = []
+    for name, equations in CELLS.items():
+        for case in summary.cases_of(result, sequences[0], name) if sequences else ():
+            ratios = [
+                [summary.beside_plain(result, case, operation, kind) for kind in summary.STATISTICS]
+                for operation in sequences
+            ]
+            if equations.plain and any(least for least, _ in ratios):
+                titles = [CELL_NAMES[name], CELL_NAMES[equations.plain], summary.label(case)]
+                shown = [f"{_number(least)} ({_number(median)})" for least, median in ratios]
+                rows.append([*titles, *shown])
+    if not rows:
+        return ""
+    table = markdown_table(["cell", "plain cell", "T,B,I,H", *sequences], rows, words=3)
+    return f"{OURS}'s times as multiples of the plain cell's: least times (medians).\n\n{table}"
+
+
 def _costs(result: Mapping[str, Any], operations: Iterable[str]) -> str:
     """Temporaries and compile times of every program that JAX compiled."""
     sequences = [name for name in operations if name != "step"]
@@ -213,12 +236,18 @@ def _remarks(result: Mapping[str, Any], name: str) -> list[str]:
     """What the times of a contender do not tell."""
     remarks = []
     records = [(case, case["contenders"][name]) for case in result["cases"]]
-    differences = [value for _, record in records for value in record["differences"].values()]
-    if differences:
-        remarks.append(
-            f"Largest difference from the reference {max(differences):.0e} of an array's largest "
-            f"entry (tolerance {result['tolerance']:.0e})"
-        )
+    for dtype, tolerance in result["tolerances"].items():
+        differences = [
+            value
+            for case, record in records
+            if CELLS[case["cell"]].dtype == dtype
+            for value in record["differences"].values()
+        ]
+        if differences:
+            remarks.append(
+                f"Largest difference from the reference {max(differences):.0e} of an array's "
+                f"largest entry (tolerance {tolerance:.0e}) with products in {dtype}"
+            )
     measured = {case[key] for case, _ in records for key in ("cell", "kind")}
     not_compared = result["contenders"][name]["not_compared"]
     for what, reason in not_compared.items():

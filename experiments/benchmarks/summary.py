@@ -64,6 +64,19 @@ def multiple(case: Record, operation: str, of: float | None) -> float | None:
     return ours / of if ours and of else None
 
 
+def beside_plain(
+    result: Record, case: Record, operation: str, statistic: str = "minimum"
+) -> float | None:
+    """A variant's time as a multiple of its plain cell's at the same shape, in the same run."""
+    plain = CELLS[case["cell"]].plain
+    mine = seconds(case, OURS, operation, statistic)
+    for other in cases_of(result, operation, plain):
+        if plain and other["kind"] == case["kind"] and label(other) == label(case):
+            theirs = seconds(other, OURS, operation, statistic)
+            return mine / theirs if mine and theirs else None
+    return None
+
+
 def matrix_rate(result: Record) -> float:
     """The machine's rate of float32 products: the best seen in the whole run, in flops a second."""
     return max(

@@ -22,6 +22,7 @@ from jaxrnn.cells.transforms.common import (
     with_weight,
 )
 from jaxrnn.checks import rate_of
+from jaxrnn.masks import random_mask
 from jaxrnn.products import Weight, columns_apart, columns_gradient, input_gradient, weight_gradient
 
 __all__ = ["recurrent_dropout", "zoneout"]
@@ -84,7 +85,7 @@ def recurrent_dropout(cell: Cell, rate: float) -> Cell:
         key: jax.Array, params: Params, T: int, batch_shape: tuple[int, ...]
     ) -> tuple[jax.Array, None]:
         like = cell.expects(params).state.h
-        mask = jax.random.bernoulli(key, kept, (*batch_shape, *like.shape))
+        mask = random_mask(key, kept, (*batch_shape, *like.shape))
         return mask.astype(like.dtype) / kept, None
 
     def of(params: Params, consts: Consts) -> tuple[Params, Consts]:
@@ -170,7 +171,7 @@ def zoneout(cell: Cell, *, h: float = 0.0, c: float = 0.0) -> Cell:
         like = fields_of(cell.expects(params).state)
         keys = jax.random.split(key, len(rates))
         return None, {
-            name: jax.random.bernoulli(each, rates[name], (T, *batch_shape, *like[name].shape))
+            name: random_mask(each, rates[name], (T, *batch_shape, *like[name].shape))
             for each, name in zip(keys, rates, strict=True)
         }
 
