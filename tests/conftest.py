@@ -34,7 +34,9 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-@pytest.fixture(params=["ELMAN", "LSTM", "GRU"])
+# one whose state has two fields, and one that reads its state beside the product; all cells are in
+# test_every_cell.py
+@pytest.fixture(params=[pytest.param("ELMAN", marks=pytest.mark.slow), "LSTM", "GRU"])
 def cell(request):
     import jaxrnn
 

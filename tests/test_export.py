@@ -30,7 +30,9 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("symbols", ["batch", "time and batch"])
+@pytest.mark.parametrize(
+    "symbols", [pytest.param("batch", marks=pytest.mark.slow), "time and batch"]
+)
 @pytest.mark.parametrize(("cell", "policy"), CASES)
 def test_one_export_serves_every_size_with_values_and_gradients(cell, policy, symbols):
     params = cell.init(jax.random.key(0), I, H, dtype=jnp.float64)

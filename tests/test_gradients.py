@@ -55,7 +55,9 @@ def test_rule_equals_autodiff(cell, flags, dtype):
 
 
 @float64_and_slowly_float32
-@pytest.mark.parametrize("flags", [PLAIN, ALL, ALL_REVERSED], ids=describe)
+@pytest.mark.parametrize(
+    "flags", [pytest.param(PLAIN, marks=pytest.mark.slow), ALL, ALL_REVERSED], ids=describe
+)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_rule_equals_autodiff_at_every_shape(cell, shape, flags, dtype):
     problem = make_problem(cell, **shape, dtype=dtype, **flags)

@@ -110,7 +110,7 @@ def test_one_head_is_the_plain_cell(cell):
     "made",
     [
         jaxrnn.recurrent_dropout(jaxrnn.LAYER_NORM_GRU, 0.5),
-        jaxrnn.recurrent_dropout(jaxrnn.projected(jaxrnn.LAYER_NORM_LSTM, 3), 0.5),
+        jaxrnn.recurrent_dropout(jaxrnn.projected(jaxrnn.LAYER_NORM_LSTM, 6), 0.5),
         jaxrnn.with_dtypes(jaxrnn.LAYER_NORM_LSTM, compute="float64", carry="float64"),
         jaxrnn.zoneout(jaxrnn.clipped(jaxrnn.LAYER_NORM_LSTM, 0.3), h=0.2, c=0.4),
     ],
@@ -118,7 +118,8 @@ def test_one_head_is_the_plain_cell(cell):
 )
 def test_a_transformed_cell_has_the_gradient_of_autodiff(made):
     key = None if made.draw is None else jax.random.key(2)
-    assert_rule_equals_autodiff(make_problem(made, T, (B,), I, H, lengths=True, key=key))
+    # so many units that a mask keeps several: of one alone, the norm leaves the sign
+    assert_rule_equals_autodiff(make_problem(made, T, (B,), I, 8, lengths=True, key=key))
 
 
 @every_cell
