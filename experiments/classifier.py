@@ -11,8 +11,6 @@ import optax
 import jaxrnn
 from experiments.data.japanese_vowels import Utterances
 
-CELLS = {"elman": jaxrnn.ELMAN, "lstm": jaxrnn.LSTM, "gru": jaxrnn.GRU}
-
 
 class Functions(NamedTuple):
     """The functions that the gradient of the loss passes through; `jaxrnn`'s signatures.

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from experiments.errors import CrossCheckError, NumericalError
 from jaxrnn.testing import relative_differences
 
-# what float32 rounding explains
-TOLERANCE = 1e-5
+# what rounding explains, by the dtype of the products
+TOLERANCES = {"float32": 1e-5, "bfloat16": 3e-2}
 
 
 def gradient_differences(
@@ -54,20 +54,21 @@ def gradient_differences(
     return differences
 
 
-def table(differences: Mapping[str, float]) -> str:
+def table(differences: Mapping[str, float], dtype: str = "float32") -> str:
     """Show the differences, one parameter a line."""
     width = max(map(len, differences))
     lines = [f"  {name:{width}}  {value:.1e}" for name, value in differences.items()]
     head = "gradient by hand against jax.grad of the reference, largest relative difference"
-    return "\n".join([f"{head} (tolerance {TOLERANCE:.0e}):", *lines])
+    return "\n".join([f"{head} (tolerance {TOLERANCES[dtype]:.0e}):", *lines])
 
 
-def require_agreement(differences: Mapping[str, float]) -> None:
+def require_agreement(differences: Mapping[str, float], dtype: str = "float32") -> None:
     """Raise CrossCheckError unless every difference is within the tolerance."""
+    tolerance = TOLERANCES[dtype]
     # not `>`: a NaN must fail too
-    failed = [name for name, value in differences.items() if not value <= TOLERANCE]
+    failed = [name for name, value in differences.items() if not value <= tolerance]
     if failed:
         raise CrossCheckError(
             f"the handwritten gradient of {', '.join(failed)} differs from jax.grad of the "
-            f"reference by more than {TOLERANCE:.0e} of its largest entry; nothing was trained"
+            f"reference by more than {tolerance:.0e} of its largest entry; nothing was trained"
         )

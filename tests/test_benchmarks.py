@@ -29,6 +29,7 @@ from experiments.benchmarks.contenders import (
     products,
 )
 from experiments.benchmarks.contenders import jaxrnn as ours
+from experiments.cells import cell_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -249,8 +250,7 @@ def test_same_case_same_arrays_and_no_bias_is_zero(name):
 
 @pytest.mark.parametrize("name", CELLS)
 def test_arrays_are_those_of_the_cell(name):
-    cell_of, params_type, state_type = ours.CELLS[name]
-    cell = cell_of(8)
+    cell, (params_type, state_type) = cell_of(name, 8), ours.RECORDS[name]
     sequence, stream = (
         cases.arrays(Case(kind, name, T, 1, 4, 8)) for kind, T in (("sequence", 3), ("stream", 1))
     )

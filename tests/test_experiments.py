@@ -579,8 +579,8 @@ def test_numerical_failure_exits_with_1_and_no_traceback(command_line, monkeypat
 
 
 def test_cross_check_refuses_differences_above_the_tolerance_and_nan():
-    cross_check.require_agreement({"w": cross_check.TOLERANCE})
-    for value in (2 * cross_check.TOLERANCE, math.nan):
+    cross_check.require_agreement({"w": cross_check.TOLERANCES["float32"]})
+    for value in (2 * cross_check.TOLERANCES["float32"], math.nan):
         with pytest.raises(CrossCheckError, match="gradient of w differs"):
             cross_check.require_agreement({"w": value, "b": 0.0})
 
