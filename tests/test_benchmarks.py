@@ -361,6 +361,30 @@ def test_the_readme_shows_the_saved_run():
     assert table in (ROOT / "README.md").read_text()
 
 
+def test_the_page_of_cells_shows_the_times_of_the_saved_run():
+    saved = ROOT / "experiments" / "benchmarks" / "results" / "cpu-2-cores-all-cells"
+    result = json.loads((saved / "result.json").read_text())
+    assert report.text(result) + "\n" == (saved / "report.md").read_text()
+    page = (ROOT / "docs" / "cells.md").read_text()
+    rows = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| `")]
+    shown = set()
+    for first, *_, forward, training in rows:
+        made = first.strip(" `")
+        name = {'elman("relu")': "elman_relu"}.get(made, made.partition("(")[0].lower())
+        shown.add(name)
+        for operation, text in (("forward", forward), ("training", training)):
+            found = [
+                summary.beside_plain(result, case, operation)
+                for case in summary.cases_of(result, operation, name)
+            ]
+            if CELLS[name].plain is None:
+                assert text.strip() == "1"
+            else:
+                mean = math.exp(sum(map(math.log, found)) / len(found))
+                assert text.strip() == f"{mean:.2f} ({max(found):.2f})"
+    assert shown == set(CELLS)
+
+
 def test_the_readme_says_of_the_saved_run_what_it_found():
     saved = ROOT / "experiments" / "benchmarks" / "results" / "cpu-2-cores"
     result = json.loads((saved / "result.json").read_text())

@@ -224,7 +224,7 @@ ROWS = [line.strip("|").split("|") for line in PAGE.read_text().splitlines() if 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0].strip())
 def test_the_page_of_cells_has_their_states_and_memory(row):
-    name, fields, _, *units = (entry.strip() for entry in row)
+    name, fields, _, *units, _, _ = (entry.strip() for entry in row)
     cell = eval(name.strip("`"), vars(jaxrnn))
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 6, 8))
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)
@@ -243,4 +243,5 @@ def test_every_cell_is_on_the_page():
     cells = {name for name, value in vars(jaxrnn).items() if isinstance(value, jaxrnn.Cell)}
     shown = {row[0].strip().strip("`").split("(")[0] for row in ROWS}
     transforms = {"projected", "heads", "recurrent_dropout", "zoneout", "clipped", "clip_adjoint"}
+    transforms |= {"with_dtypes"}
     assert shown == cells | transforms | {"elman", "leaky"}

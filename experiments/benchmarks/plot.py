@@ -20,33 +20,47 @@ _STYLES = dict(zip(CHOICES, zip("dovs^DPX*", _COLORS, strict=True), strict=True)
 
 
 def picture(result: Mapping[str, Any]) -> bytes:
-    """A row for each operation, a column for each cell; times as multiples of ours."""
+    """A panel for each cell, operation by operation; times as multiples of ours."""
     operations = [name for name in _TITLES if any(summary.cases_of(result, name))]
     cells = list(dict.fromkeys(case["cell"] for case in result["cases"]))
-    figure = Figure(
-        figsize=(max(1.5 + 4.2 * len(cells), 9), 1.5 + 3.6 * len(operations)), layout="constrained"
-    )
+    columns = min(len(cells), _COLUMNS)
+    # of each operation
+    rows = -(-len(cells) // columns)
+    height = 1.5 + 3.6 * rows * len(operations)
+    figure = Figure(figsize=(max(1.5 + 4.2 * columns, 9), height), layout="constrained")
     machine = result["machine"]
     where = machine["device"] if machine["jax_platform"] == "gpu" else machine["processor"]
     figure.suptitle(
         f"Least time as a multiple of {OURS}'s, {machine['cores']} cores of {where}:\n"
         f"above the line, slower than {OURS}"
     )
-    grid = figure.subplots(len(operations), len(cells), squeeze=False, sharey="row")
+    grid = figure.subplots(rows * len(operations), columns, squeeze=False)
     handles: dict[str, Any] = {}
-    for operation, row in zip(operations, grid, strict=True):
-        for cell, axes in zip(cells, row, strict=True):
+    for n, operation in enumerate(operations):
+        panels = grid[n * rows : (n + 1) * rows].ravel()
+        for axes in panels[len(cells) :]:
+            axes.remove()
+        for cell, axes in zip(cells, panels, strict=False):
             handles |= _panel(axes, result, operation, cell)
             axes.set_title(f"{CELL_NAMES[cell]}, {_TITLES[operation]}")
-        row[0].set_ylabel(f"time / {OURS}'s")
+        for axes in panels[: len(cells) : columns]:
+            axes.set_ylabel(f"time / {OURS}'s")
         # of all cells, and at least so far, for the scale to have marks
-        low, high = row[0].get_ylim()
-        row[0].set_ylim(min(low, 0.45), max(high, 2.2))
+        lows, highs = zip(*(axes.get_ylim() for axes in panels[: len(cells)]), strict=True)
+        for place, axes in enumerate(panels[: len(cells)]):
+            axes.set_ylim(min(*lows, 0.45), max(*highs, 2.2))
+            axes.tick_params(labelleft=place % columns == 0)
+            if place + columns < len(cells):
+                # the panel below has the same shapes
+                axes.tick_params(labelbottom=False)
+                axes.set_xlabel("")
     ordered = [name for name in (*CHOICES, *_YARDSTICKS) if name in handles]
     figure.legend([handles[name] for name in ordered], ordered, loc="outside lower center", ncols=4)
     return plots.png(figure)
 
 
+# panels beside each other: so many can be read on a page
+_COLUMNS = 4
 # yardsticks are lines: nobody has to run as fast as these
 _LOOP, _RATE = "products alone in the same loop", "products at the matrix rate"
 _YARDSTICKS = {_LOOP: "-", _RATE: ":"}
