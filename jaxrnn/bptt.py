@@ -163,8 +163,10 @@ def _unroll_fwd(cell: Cell, plan: Plan, arrays: Arrays) -> tuple[Outputs, Any]:
     reads_reset = any(leaf.perturbed for leaf in jax.tree.leaves(arrays.reset_state))
     arrays = jax.tree.map(lambda leaf: leaf.value, arrays)
     outputs, kept = _forward(cell, plan, arrays)
-    # an empty pytree or none: whether the reset state has a gradient is known while tracing
-    return outputs, (arrays._replace(initial_state=None), kept, () if reads_reset else None)
+    # whether the reset state has a gradient is known while tracing: told by a shape, because JAX
+    # takes the structure of the residuals from another call of the same program, if there is one
+    flag = jnp.zeros(int(reads_reset), bool)
+    return outputs, (arrays._replace(initial_state=None), kept, flag)
 
 
 def _unroll_bwd(cell: Cell, plan: Plan, residuals: Any, cotangents: Outputs) -> tuple[Arrays]:
@@ -276,7 +278,7 @@ def _backward(cell: Cell, plan: Plan, residuals: Any, cotangents: Outputs) -> Ar
         carry = pulled.dentering, pulled.dreset, dparams, dconsts
         return carry, zero_unless(chunk.valid, dxs), None
 
-    dreset = None if reads_reset is None else jax.tree.map(jnp.zeros_like, dfinal)
+    dreset = jax.tree.map(jnp.zeros_like, dfinal) if reads_reset.size else None
     (dinitial, dreset, dparams, dconsts), dxs, _ = scan_chunks(
         backward_chunk,
         (dfinal, dreset, zero_sums(arrays.params), zero_sums(arrays.consts)),

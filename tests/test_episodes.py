@@ -311,6 +311,28 @@ def test_detach_never_cuts_the_path_to_a_reset_state(cell, reverse):
     assert_same(gradient(detach=jnp.ones((T, ROWS), bool)), gradient())
 
 
+@pytest.mark.parametrize("later", [(False,), (True,), (False, True), (True, False)])
+def test_the_gradient_of_a_reset_state_is_not_lost_beside_calls_that_have_none(later):
+    """As in layers of one cell, of which the first alone learns its initial state."""
+    problem = make_problem(jaxrnn.GRU, T=5, batch=(2,), I=4, H=4, resets=True)
+    resets = problem.options["resets"].at[2].set(True)
+
+    def through(unroll):
+        def loss(reset_state):
+            _, hs = unroll(
+                *(problem.cell, problem.params, problem.xs), resets=resets, reset_state=reset_state
+            )
+            above = [
+                unroll(problem.cell, problem.params, hs, resets=resets, reverse=reverse)[1]
+                for reverse in later
+            ]
+            return sum(jnp.sum(jnp.sin(each)) for each in above)
+
+        return jax.grad(loss)(random_tree(problem.initial_state, 7))
+
+    assert_same(through(jaxrnn.unroll), through(jaxrnn.unroll_reference))
+
+
 @pytest.mark.parametrize("asked", [False, True], ids=["without", "with"])
 def test_the_adjoint_loop_carries_a_reset_states_gradient_only_if_asked_for(asked):
     problem = problem_with(jaxrnn.LSTM, "resets")
