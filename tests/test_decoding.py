@@ -70,7 +70,7 @@ def test_a_temperature_of_zero_takes_the_most_probable_token_whatever_its_type(z
 
 @pytest.mark.parametrize("temperature", [1e-37, 1e-30, 1e-3])
 def test_a_small_temperature_is_nearly_zero(temperature):
-    """Where a logit divided by it overflows, too."""
+    """Even if a logit divided by it overflows."""
     large = {"temperature": jnp.float32(temperature)}
     assert draw_by({}, **large).T.tolist() == draw_by(large).T.tolist() == MOST_PROBABLE
 
