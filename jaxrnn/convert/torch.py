@@ -152,21 +152,18 @@ def to_torch(
         if not same or not merged or each.residual or each.learned_initial_state:
             raise ValueError(_refused(n, each))
     layers = network.checked(params)
-    modules = [
-        _torch_cell(each.cell, own)
-        for each, of_layer in zip(network.layers, layers, strict=True)
-        for own in (of_layer.forward, of_layer.backward)
-        if own is not None
-    ]
-    for n, each in enumerate(network.layers):
-        module = modules[n * (1 + first.bidirectional)]
-        if module is None:
-            raise ValueError(
-                "`network` must have ELMAN, elman('relu'), LSTM, GRU or projected LSTM cells, or "
-                f"cells that compute the same without a key; got {each.cell.name}"
-            )
-        if module != modules[0]:
-            raise ValueError(_refused(n, each))
+    modules = set()
+    for n, (each, of_layer) in enumerate(zip(network.layers, layers, strict=True)):
+        for own in of_layer[: 1 + each.bidirectional]:
+            module = _torch_cell(each.cell, own)
+            modules.add(module)
+            if module is None:
+                raise ValueError(
+                    "`network` must have ELMAN, elman('relu'), LSTM, GRU or projected LSTM cells, "
+                    f"or cells that compute the same without a key; got {each.cell.name}"
+                )
+            if len(modules) > 1:
+                raise ValueError(_refused(n, each))
     projects = isinstance(layers[0].forward, ProjectedParams)
     if cell_class and (len(layers) > 1 or first.bidirectional or projects):
         raise ValueError(
@@ -271,7 +268,7 @@ def _check_shapes(n: int, arrays: _Direction) -> None:
     if _fit(*weights.values()):
         return
     turned = ""
-    # fewest first: of those that would fit if they were transposed, these are the wrong ones
+    # fewest first: the smallest set that would fit if it were transposed is the wrong one
     for names in (names for count in (1, 2, 3) for names in itertools.combinations(weights, count)):
         if _fit(*(s[::-1] if name in names else s for name, s in weights.items())):
             turned = f"; {' and '.join(names)} look{'s' * (len(names) == 1)} transposed"
