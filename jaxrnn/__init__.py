@@ -1,15 +1,16 @@
 """Recurrent networks as pure functions, with backpropagation through time written by hand.
 
-A *cell* (`ELMAN`, `LSTM`, `GRU`, or any step by `cell_from_step`) is a record of pure functions:
-``init``, ``initial_state``, ``step``. `unroll` scans a cell over time and carries the handwritten
-gradient; `unroll_reference` gives the same values with JAX's own. `layer` and `stack` make networks
-of cells, in one direction or both. `affine`, `softmax_cross_entropy`
-and `squared_error` make a loss of hidden states; `make_train_step` trains on it with any optax
-optimizer, and
-`jaxrnn.parallel` does so on several devices; `jaxrnn.diagnostics` shows the gradient at every time
-step, and `jaxrnn.testing` checks the adjoint of a user-defined cell. `jaxrnn.textbook` has three
-documents on the subject, equation by equation in their own notation, and `jaxrnn.convert`
-translates their parameters. Sequences are time-major: ``xs [T, ..., I]``, ``hs [T, ..., H]``.
+A *cell* is a record of pure functions, ``init``, ``initial_state`` and ``step``: `ELMAN`, `LSTM`,
+`GRU`, one of the others in `jaxrnn.cells`, such as `SLSTM`, a transformed one, such as
+``projected(LSTM, 64)``, or any step by `cell_from_step`. `unroll` scans a cell over time and
+carries the handwritten gradient; `unroll_reference` gives the same values with JAX's own. `layer`
+and `stack` make networks of cells, in one direction or both. `affine`, `softmax_cross_entropy` and
+`squared_error` make a loss of hidden states; `make_train_step` trains on it with any optax
+optimizer, and `jaxrnn.parallel` does so on several devices; `jaxrnn.diagnostics` shows the gradient
+at every time step, and `jaxrnn.testing` checks the adjoint of a user-defined cell.
+`jaxrnn.textbook` has three documents on the subject, equation by equation in their own notation,
+and `jaxrnn.convert` translates their parameters, and PyTorch's. Sequences are time-major:
+``xs [T, ..., I]``, ``hs [T, ..., H]``.
 """
 
 import importlib

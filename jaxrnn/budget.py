@@ -8,14 +8,14 @@ import jax.numpy as jnp
 
 from jaxrnn.call import bytes_of_call, validate
 from jaxrnn.checks import size
-from jaxrnn.layers import MERGES, Layer, LayerParams
+from jaxrnn.layers import MERGES, Layer, LayerParams, require_dtype
 from jaxrnn.memory import bytes_of
 from jaxrnn.sequence import unroll_reference
 
-__all__ = ["shares"]
+__all__ = ["layer_budgets"]
 
 
-def shares(
+def layer_budgets(
     network: Sequence[Layer],
     layers: Sequence[LayerParams],
     xs: Any,
@@ -41,7 +41,8 @@ def shares(
 
     def sizes(layers: Any, xs: Any, masks: Any) -> None:
         nonlocal beside
-        for each, of_layer in zip(network, layers, strict=True):
+        for n, (each, of_layer) in enumerate(zip(network, layers, strict=True)):
+            require_dtype(n, network, of_layer, xs)
             if key is not None:
                 entries = sum(leaf.size for leaf in jax.tree.leaves(xs))
                 # the dropped inputs and their gradient; of every entry 32 random bits, and the mask

@@ -121,7 +121,7 @@ def require_hashable(cell: Any) -> None:
 
 
 def describe(value: Any) -> str:
-    """How an error names a value: arrays by shape and dtype, the rest by type."""
+    """A value as an error names it: arrays by shape and dtype, the rest by type."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         array_like = f"{value.dtype}{list(value.shape)}"
         known = isinstance(value, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))

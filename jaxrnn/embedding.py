@@ -83,9 +83,15 @@ def embed(params: EmbeddingParams, tokens: Any, *, padding: int | None = None) -
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _lookup(table: jax.Array, tokens: jax.Array, padding: int | None) -> jax.Array:
+    return jnp.take(table, _rows(table, tokens), axis=0, mode="fill", fill_value=jnp.nan)
+
+
+def _rows(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """The row of each token, V where there is none."""
+    # a dtype of fewer bits may not hold V
+    tokens = tokens if tokens.dtype.itemsize >= 4 else tokens.astype(jnp.int32)
     # a negative token would count from the end
-    tokens = jnp.where(tokens < 0, table.shape[0], tokens)
-    return jnp.take(table, tokens, axis=0, mode="fill", fill_value=jnp.nan)
+    return jnp.where(tokens < 0, table.shape[0], tokens)
 
 
 def _lookup_fwd(
@@ -99,8 +105,8 @@ def _lookup_bwd(
 ) -> tuple[jax.Array, None]:
     table, tokens = residuals
     wide = accumulation_dtype(table.dtype)
-    tokens = jnp.where(tokens < 0, table.shape[0], tokens)
-    dtable = jnp.zeros(table.shape, wide).at[tokens].add(dxs.astype(wide), mode="drop")
+    rows = _rows(table, tokens)
+    dtable = jnp.zeros(table.shape, wide).at[rows].add(dxs.astype(wide), mode="drop")
     if padding is not None:
         dtable = dtable.at[padding].set(0)
     return dtable.astype(table.dtype), None

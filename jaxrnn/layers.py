@@ -1,7 +1,7 @@
 """One layer of a network: a cell in one direction or both, dropout of its input, a residual sum."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ __all__ = [
     "learnable",
     "noted",
     "output_size",
+    "require_dtype",
     "rows_of",
     "run",
     "start_of",
@@ -58,7 +59,7 @@ for _record in (LayerParams, LayerState):
 
 
 class Dropout(NamedTuple):
-    """Dropout of a layer's input: a rate, and ``"step"`` or ``"sequence"``: what has one mask."""
+    """Dropout of a layer's input; ``mask``: a new mask for every step, or one per sequence."""
 
     rate: float
     mask: str
@@ -113,9 +114,23 @@ def run(
         of_steps = of_steps and of_steps._replace(backward=states[0])
         hs = MERGES[layer.merge](hs, backward_hs)
     if layer.residual:
-        # what stands in the padding of xs is not read, and its outputs are zero
+        # the residual sum must not read the padding, which may be NaN
         hs = zero_unless(valid, xs) + hs
     return finals, hs, of_steps
+
+
+def require_dtype(n: int, layers: Sequence[Layer], params: LayerParams, xs: Any) -> None:
+    """Refuse outputs of layer n - 1, ``xs``, in another dtype than layer n reads."""
+    if n == 0:
+        return
+    like = layers[n].cell.expects(params.forward).x
+    if isinstance(like, jax.ShapeDtypeStruct) and getattr(xs, "dtype", None) != like.dtype:
+        raise TypeError(
+            f"layer {n}, of {layers[n].cell.name}, reads the dtype of its params, {like.dtype}, "
+            f"and layer {n - 1}, of {layers[n - 1].cell.name}, puts out {describe(xs)}: give layer "
+            f"{n - 1} params of {like.dtype}, and if its cell is made by `with_dtypes`, "
+            f"carry={like.dtype}"
+        )
 
 
 def start_of(each: Layer, params: LayerParams, batch_shape: tuple[int, ...]) -> LayerState:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.export import register_namedtuple_serialization
 
-from jaxrnn.budget import shares
+from jaxrnn.budget import layer_budgets
 from jaxrnn.call import check_policy, steps_before
 from jaxrnn.cells.cell import Cell
 from jaxrnn.checks import (
@@ -39,6 +39,7 @@ from jaxrnn.layers import (
     learnable,
     noted,
     output_size,
+    require_dtype,
     run,
     start_of,
 )
@@ -181,7 +182,7 @@ class Network(NamedTuple):
             prng_key("key", key)
         shape = jnp.shape(jax.tree.leaves(xs)[0])[:-1] if jax.tree.leaves(xs) else ()
         masks = {"lengths": lengths, "mask": mask, "resets": resets, "detach": detach}
-        budgets = shares(self.layers, layers, xs, masks, key, memory_budget)
+        budgets = layer_budgets(self.layers, layers, xs, masks, key, memory_budget)
         valid = mask
         residual = any(each.residual for each in self.layers)
         # without an axis of time, unroll says what is missing
@@ -191,6 +192,7 @@ class Network(NamedTuple):
         states: list[Any] = []
         for n, (each, of_layer, start) in enumerate(zip(self.layers, layers, starts, strict=True)):
             with noted(f"in layer {n}, of {each.cell.name}"):
+                require_dtype(n, self.layers, of_layer, xs)
                 final, xs, of_steps = run(
                     each,
                     of_layer,
@@ -243,6 +245,7 @@ class Network(NamedTuple):
         after = []
         for n, (each, of_layer, before) in enumerate(zip(self.layers, layers, states, strict=True)):
             with noted(f"in layer {n}, of {each.cell.name}"):
+                require_dtype(n, self.layers, of_layer, x)
                 forward, h = each.cell.step(of_layer.forward, before.forward, x)
             after.append(LayerState(forward, None))
             x = x + h if each.residual else h
@@ -302,9 +305,11 @@ def layer(
             `jaxrnn.recurrent_dropout` and `jaxrnn.zoneout` make cells with noise of their own.
         hidden_size: units of each direction.
         bidirectional: also read every sequence from its last valid step to its first.
-        merge: what is made of the outputs of both directions: ``[..., 2 H]`` by ``"concat"``, else
+        merge: how the outputs of both directions are combined: ``[..., 2 H]`` by ``"concat"``, else
             ``[..., H]``.
-        residual: add the layer's input to its output; they must be as wide as each other.
+        residual: add the layer's input to its output; they must be as wide as each other. Dropout
+            of `stack` comes before the layer, so the sum has the dropped input; TensorFlow's
+            ``ResidualWrapper`` around a ``DropoutWrapper`` adds the input as it was.
         learned_initial_state: the state before the first step, to which resets return, is a
             parameter, zeros at first.
 

@@ -40,7 +40,7 @@ def with_drawn(cell: Cell, given: Any, drawn: Any) -> Any:
 
 
 def consts_rows(cell: Cell, consts: Any, drawn: Any) -> tuple[Any, Any]:
-    """Which leaves of the consts that were given and drawn start with the batch axes: booleans."""
+    """Booleans for the leaves of the given and drawn consts: True if batch axes come first."""
     both = with_drawn(cell, consts, drawn)
     if not jax.tree.leaves(both):
         return consts, drawn

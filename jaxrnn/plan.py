@@ -1,4 +1,4 @@
-"""How to run: what is kept for the backward pass, in chunks of how many steps, by which loops.
+"""The plan of a run: residuals kept for the backward pass, the chunk's length, and the loops.
 
 All that was tuned by measurement stands in `TUNING`, a column for each platform.
 """

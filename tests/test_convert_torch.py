@@ -105,6 +105,9 @@ def test_a_cell_class_is_a_layer(kind):
     (of_layer,) = from_torch({f"{key}_l0": a for key, a in weights.items()})[1].layers
     assert_same(params.layers[0], of_layer, 0)
     assert len(network.layers) == 1
+    again = to_torch(network, params, "cell.", cell_class=True)
+    assert set(again) == {f"cell.{key}" for key in weights}
+    assert_same(from_torch(again, "cell.")[1], params, 0)
 
 
 @pytest.mark.parametrize("kind", GATES)
@@ -142,6 +145,44 @@ def test_a_cell_with_initializers_of_its_own_is_the_same_module():
     assert set(to_torch(network, params)) == set(state_dict("LSTM"))
 
 
+PROJECTED = CELLS["LSTM projected"]
+
+
+def written(network, **options):
+    return to_torch(network, network.init(jax.random.key(0), I), **options)
+
+
+@pytest.mark.parametrize(
+    ("cell", "plain"),
+    [
+        (jaxrnn.recurrent_dropout(jaxrnn.LSTM, 0.2), jaxrnn.LSTM),
+        (jaxrnn.recurrent_dropout(jaxrnn.GRU, 0.2), jaxrnn.GRU),
+        (jaxrnn.recurrent_dropout(PROJECTED, 0.2), PROJECTED),
+        (jaxrnn.clip_adjoint(jaxrnn.LSTM, norm=1.0), jaxrnn.LSTM),
+    ],
+    ids=lambda cell: cell.name,
+)
+def test_a_cell_that_is_torchs_without_a_key_is_written_as_that(cell, plain):
+    # beside a layer of the plain cell, too
+    network = jaxrnn.stack(jaxrnn.layer(cell, H), jaxrnn.layer(plain, H))
+    params = network.init(jax.random.key(0), I)
+    again, back = from_torch(to_torch(network, params))
+    assert [each.cell for each in again.layers] == [plain, plain]
+    assert_same(back, params, 0)
+    xs = jnp.ones((4, 3, I), jnp.float32)
+    assert_same(again.apply(back, xs), network.apply(params, xs), 1e-6)
+
+
+@pytest.mark.parametrize("turned", ["weight_ih_l1", "weight_hh_l1_reverse", "weight_hr_l0"])
+@pytest.mark.parametrize("kind", ["GRU", "LSTM", "LSTM projected"])
+def test_one_transposed_weight_is_named(kind, turned):
+    weights = state_dict(kind, 2, bidirectional=True)
+    if turned in weights:
+        name = turned[: len("weight_ih")]
+        with pytest.raises(ValueError, match=f"in layer {turned[11]}, .*; {name} looks transposed"):
+            from_torch({k: a.T if k == turned else a for k, a in weights.items()})
+
+
 BIASES_OF_1 = ("bias_ih_l1", "bias_hh_l1")
 TWO_LAYERS = state_dict("LSTM", 2)
 WRONG = {
@@ -165,7 +206,15 @@ WRONG = {
         r"weight_ih \[G H, 2\] in layer 1",
     ),
     "layers of two sizes": (
-        lambda: from_torch({**TWO_LAYERS, "weight_hh_l1": np.ones((12, 3))}),
+        lambda: from_torch(
+            {
+                **TWO_LAYERS,
+                "weight_ih_l1": np.ones((12, 2)),
+                "weight_hh_l1": np.ones((12, 3)),
+                "bias_ih_l1": np.ones(12),
+                "bias_hh_l1": np.ones(12),
+            }
+        ),
         "one weight_hh shape, that of layer 0",
     ),
     "biases in one layer": (
@@ -178,7 +227,7 @@ WRONG = {
     ),
     "one weight transposed": (
         lambda: from_torch({**state_dict("LSTM"), "weight_ih_l0": np.ones((I, 4 * H))}),
-        "they look transposed",
+        "; weight_ih looks transposed",
     ),
     "empty": (
         lambda: from_torch({"weight_ih_l0": np.ones((0, 2)), "weight_hh_l0": np.ones((0, 0))}),
@@ -189,8 +238,8 @@ WRONG = {
         "both biases or none, of layer 0",
     ),
     "transposed": (
-        lambda: from_torch({k: a.T for k, a in state_dict("LSTM").items()}),
-        "they look transposed",
+        lambda: from_torch({k: a.T for k, a in TWO_LAYERS.items()}),
+        "; weight_ih and weight_hh look transposed",
     ),
     "a gap": (
         lambda: from_torch({k.replace("l0", "l1"): a for k, a in state_dict("LSTM").items()}),
@@ -199,6 +248,54 @@ WRONG = {
     "residual": (
         lambda: to_torch(jaxrnn.layer(jaxrnn.GRU, 3, residual=True), None),
         "what one torch module can be",
+    ),
+    "layers of two cells": (
+        lambda: written(jaxrnn.stack(jaxrnn.layer(jaxrnn.GRU, 3), jaxrnn.layer(jaxrnn.LSTM, 3))),
+        "layers of one cell",
+    ),
+    "zoneout": (
+        lambda: written(jaxrnn.layer(jaxrnn.zoneout(PROJECTED, h=0.1), H)),
+        "that compute the same without a key; got LSTM projected to 1 with zoneout",
+    ),
+    "clipped": (
+        lambda: written(jaxrnn.layer(jaxrnn.clipped(jaxrnn.LSTM, 100.0), H)),
+        "that compute the same without a key; got LSTM clipped to 100",
+    ),
+    "fewer bits": (
+        lambda: written(jaxrnn.layer(jaxrnn.with_dtypes(PROJECTED, compute="bfloat16"), H)),
+        "that compute the same without a key; got LSTM projected to 1 in bfloat16",
+    ),
+    "heads": (
+        lambda: written(jaxrnn.layer(jaxrnn.heads(jaxrnn.LSTM, 2), H)),
+        "that compute the same without a key; got LSTM",
+    ),
+    "another cell": (
+        lambda: written(jaxrnn.layer(jaxrnn.MGU, H)),
+        "that compute the same without a key; got MGU",
+    ),
+    "a step of the user's": (
+        lambda: to_torch(
+            jaxrnn.layer(
+                jaxrnn.cell_from_step(jaxrnn.GRU.step, initial_state=jaxrnn.GRU.initial_state), H
+            ),
+            jaxrnn.layer(jaxrnn.GRU, H).init(jax.random.key(0), I),
+        ),
+        "that compute the same without a key; got",
+    ),
+    "a cell class of two layers": (
+        lambda: written(
+            jaxrnn.stack(*[jaxrnn.layer(jaxrnn.GRU, H)] * 2),
+            cell_class=True,
+        ),
+        "`cell_class` must be False unless the network is one layer",
+    ),
+    "a cell class in both directions": (
+        lambda: written(jaxrnn.layer(jaxrnn.GRU, H, bidirectional=True), cell_class=True),
+        "`cell_class` must be False unless the network is one layer",
+    ),
+    "a projected cell class": (
+        lambda: written(jaxrnn.layer(PROJECTED, H), cell_class=True),
+        "`cell_class` must be False unless the network is one layer",
     ),
 }
 

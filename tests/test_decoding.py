@@ -40,6 +40,57 @@ def test_the_most_probable_tokens_are_those_of_a_python_loop():
     assert lengths.tolist() == [6] * 4
 
 
+def counting(state, tokens):
+    """The next token is one more, with a probability of about 0.95."""
+    return state, 100 + 5 * jax.nn.one_hot(tokens + 1, 8, dtype=jnp.float32)
+
+
+def draw_by(traced, **options):
+    """Tokens of `counting` in a program to which ``traced`` are arguments."""
+
+    @jax.jit
+    def run(traced):
+        return jaxrnn.generate(
+            counting, (), jnp.array([2, 0]), 5, key=jax.random.key(3), **options, **traced
+        )[0]
+
+    return run(traced)
+
+
+MOST_PROBABLE = [[3, 4, 5, 6, 7], [1, 2, 3, 4, 5]]
+ZEROS = [0, 0.0, 1e-40, np.float32(0), np.zeros((), np.float16), jnp.float32(0), jnp.bfloat16(0)]
+
+
+@pytest.mark.parametrize("zero", ZEROS, ids=repr)
+def test_a_temperature_of_zero_takes_the_most_probable_token_whatever_its_type(zero):
+    known = jaxrnn.generate(counting, (), jnp.array([2, 0]), 5, temperature=zero)[0]
+    traced = draw_by({"temperature": zero})
+    assert known.T.tolist() == traced.T.tolist() == MOST_PROBABLE
+
+
+@pytest.mark.parametrize("temperature", [1e-37, 1e-30, 1e-3])
+def test_a_small_temperature_is_nearly_zero(temperature):
+    """Even if a logit divided by it overflows."""
+    large = {"temperature": jnp.float32(temperature)}
+    assert draw_by({}, **large).T.tolist() == draw_by(large).T.tolist() == MOST_PROBABLE
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p"])
+def test_a_traced_number_out_of_range_takes_the_most_probable_token(name):
+    for value in (-1.0, jnp.nan):
+        found = draw_by({name: value}, **({"temperature": 50.0} if name == "top_p" else {}))
+        assert found.T.tolist() == MOST_PROBABLE
+
+
+def test_traced_numbers_draw_as_known_ones_do():
+    options = dict(temperature=3.0, top_p=0.3)
+    assert jnp.array_equal(draw_by(options), draw_by({}, **options))
+    assert not jnp.array_equal(draw_by(options), draw_by({}, temperature=3.0))
+    many = jax.vmap(lambda t: draw_by({"temperature": t}))(jnp.array([0.0, 3.0]))
+    assert many[0].T.tolist() == MOST_PROBABLE
+    assert jnp.array_equal(many[1], draw_by({}, temperature=3.0))
+
+
 def test_a_row_that_has_stopped_stays_stopped_and_its_state_too():
     def step(state, tokens):
         return state + 1, jax.nn.one_hot(state, V)
@@ -115,6 +166,47 @@ BAD = {
         ValueError,
         "`temperature` must be at least 0",
     ),
+    "no number": (
+        lambda: jaxrnn.generate(uniform, (), START, 3, temperature=jnp.nan),
+        ValueError,
+        "`temperature` must be at least 0 and finite; got nan",
+    ),
+    "cold array": (
+        lambda: jaxrnn.generate(uniform, (), START, 3, temperature=jnp.float32(-1)),
+        ValueError,
+        "`temperature` must be at least 0",
+    ),
+    "a word": (
+        lambda: jaxrnn.generate(uniform, (), START, 3, temperature="1"),
+        TypeError,
+        "`temperature` must be one number; got str '1'",
+    ),
+    "a temperature for each row": (
+        lambda: jaxrnn.generate(uniform, (), START, 3, temperature=jnp.ones(2)),
+        TypeError,
+        "`temperature` must be one number",
+    ),
+    "top_p as a word": (
+        lambda: jaxrnn.generate(uniform, (), START, 3, top_p="1"),
+        TypeError,
+        "`top_p` must be one number; got str '1'",
+    ),
+    "a zero that is traced, without a key": (
+        lambda: jax.jit(lambda t: jaxrnn.generate(uniform, (), START, 3, temperature=t))(0.0),
+        TypeError,
+        "`key` must be .* known before tracing",
+    ),
+    "a dtype of too few tokens": (
+        lambda: jaxrnn.generate(
+            lambda s, t: (s, jnp.zeros((*t.shape, 300))),
+            (),
+            START.astype(jnp.uint8),
+            3,
+            temperature=0,
+        ),
+        ValueError,
+        r"`first` must have a dtype that holds every token, 0\.\.299, such as int32; got uint8",
+    ),
     "top_p": (
         lambda: jaxrnn.generate(uniform, (), START, 3, top_p=0.0),
         ValueError,
@@ -143,6 +235,17 @@ def test_bad_input_is_refused_by_name(name):
     call, kind, message = BAD[name]
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_tokens_of_few_bits_are_as_many_as_they_can_be():
+    first = jnp.zeros(2, jnp.uint8)
+
+    def step(state, tokens):
+        return state, jax.nn.one_hot(jnp.full(tokens.shape, 255), 256)
+
+    tokens, _ = jaxrnn.generate(step, (), first, 3, temperature=0)
+    assert tokens.dtype == jnp.uint8
+    assert set(tokens.ravel().tolist()) == {255}
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])

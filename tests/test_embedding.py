@@ -79,6 +79,26 @@ def test_a_traced_token_out_of_range_shows_and_a_concrete_one_raises():
         jaxrnn.embed(table(), np.array([-1, 2]))
 
 
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.int16, jnp.uint32, jnp.int64])
+def test_tokens_of_any_integer_dtype(dtype):
+    """Also where the table has more rows than the dtype can count."""
+    many = jaxrnn.EmbeddingParams(random_tree(jax.ShapeDtypeStruct((300, E), jnp.float64)))
+    tokens = jnp.array([0, 1, 99, 127, -1], jnp.int64).astype(dtype)
+
+    @jax.jit
+    def found(params, tokens):
+        xs, pull = jax.vjp(lambda params: jaxrnn.embed(params, tokens), params)
+        return xs, pull(jnp.ones_like(xs))[0].table
+
+    wide = tokens.astype(jnp.int64)
+    xs, gradient = found(many, tokens)
+    known = (wide >= 0) & (wide < 300)
+    assert_same(xs[known], many.table[wide[known]], 0)
+    assert jnp.isnan(xs[~known]).all()
+    assert_same(gradient, jnp.zeros_like(many.table).at[wide[known]].add(1.0), 0)
+    assert_same(jaxrnn.embed(many, tokens[:4]), xs[:4], 0)
+
+
 def test_rows_on_several_devices_have_the_gradient_of_one():
     mesh = make_mesh(jax.devices()[:4])
     tokens = jnp.arange(8).reshape(2, 4) % V

@@ -11,17 +11,32 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from support.problems import assert_same, random_tree
 from support.programs import collectives
-from support.user_cells import recurrent_dropout
 
 import jaxrnn
 from jaxrnn import ELMAN, GRU, LSTM, LayerState, StackState
 from jaxrnn.parallel import make_mesh, replicate, shard_rows
 
-# one of the user's cells, which draws a mask for every sequence
-DROPPED_LSTM = recurrent_dropout(LSTM, 0.5)
-# and one whose adjoint is derived
+# the cell of a user's step, whose adjoint is derived
 STEPPED_GRU = jaxrnn.cell_from_step(GRU.step, init=GRU.init, initial_state=GRU.initial_state)
-CELLS = [ELMAN, LSTM, GRU, DROPPED_LSTM, STEPPED_GRU]
+PROJECTED_LSTM = jaxrnn.projected(LSTM, 2)
+# not with_dtypes: it rounds to fewer bits, in another order than what is written out here
+CELLS = [
+    ELMAN,
+    LSTM,
+    GRU,
+    STEPPED_GRU,
+    jaxrnn.elman("relu"),
+    jaxrnn.leaky(leak=0.2),
+    jaxrnn.PEEPHOLE_LSTM,
+    jaxrnn.SLSTM,
+    jaxrnn.LAYER_NORM_GRU,
+    jaxrnn.RESET_BEFORE_GRU,
+    jaxrnn.MGU,
+    PROJECTED_LSTM,
+    jaxrnn.recurrent_dropout(LSTM, 0.5),
+    jaxrnn.zoneout(GRU, h=0.3),
+    jaxrnn.clipped(LSTM, 0.3),
+]
 # bytes, in the place of a policy
 BUDGET = 200_000
 
@@ -72,23 +87,27 @@ def combination(seed):
     draw = random.Random(seed)
     size = width = draw.choice([2, 3, 4])
     parts = []
-    for _ in range(draw.choice([1, 2, 2, 3])):
+    for n in range(draw.choice([1, 2, 2, 3])):
+        # one after the other at the bottom, so that a few seeds hold every cell
+        cell = draw.choice(CELLS) if n else CELLS[seed % len(CELLS)]
         bidirectional, merge = (
             draw.random() < 0.5,
             draw.choice(["concat", "sum", "mean", "multiply"]),
         )
         residual = draw.random() < 0.3
         hidden = draw.choice([2, 3, 5])
-        if residual and not (bidirectional and merge == "concat"):
-            hidden = width
-        elif residual and width % 2 == 0:
-            hidden = width // 2
+        times = 2 if bidirectional and merge == "concat" else 1
+        if cell is PROJECTED_LSTM:
+            # its outputs are two, whatever its units are
+            residual = residual and width == 2 * times
+        elif residual and width % times == 0:
+            hidden = width // times
         else:
             residual = False
         rates = [(draw.choice([0.2, 0.5]), draw.choice(["step", "sequence"]))]
         parts.append(
             Part(
-                cell=draw.choice(CELLS),
+                cell=cell,
                 hidden=hidden,
                 bidirectional=bidirectional,
                 merge=merge,
@@ -97,7 +116,7 @@ def combination(seed):
                 dropouts=tuple(rates * (draw.random() < 0.4)),
             )
         )
-        width = hidden * (2 if bidirectional and merge == "concat" else 1)
+        width = times * (2 if cell is PROJECTED_LSTM else hidden)
     devices = draw.choice([1, 1, 1, 4])
     return Combination(
         parts=tuple(parts),
@@ -597,6 +616,43 @@ def test_what_cannot_be_is_said_in_one_sentence(name):
     call, kind, message = BAD[name]
     with pytest.raises(kind, match=message):
         call()
+
+
+def applied_in_two_dtypes(**options):
+    narrow = jaxrnn.with_dtypes(LSTM, compute="bfloat16", carry="bfloat16")
+    return applied(jaxrnn.stack(jaxrnn.layer(narrow, 4), jaxrnn.layer(GRU, 3)), **options)
+
+
+def stepped_in_two_dtypes():
+    wide = jaxrnn.with_dtypes(LSTM, compute="float32", carry="float64")
+    network = jaxrnn.stack(jaxrnn.layer(wide, 4), jaxrnn.layer(GRU, 3))
+    params = network.init(jax.random.key(0), 2)
+    return network.step(params, network.initial_state(params), jnp.ones(2, jnp.float32))
+
+
+@pytest.mark.parametrize(
+    ("call", "dtype"),
+    [
+        (applied_in_two_dtypes, "bfloat16"),
+        (lambda: applied_in_two_dtypes(memory_budget=BUDGET), "bfloat16"),
+        (stepped_in_two_dtypes, "float64"),
+    ],
+    ids=["apply", "apply with a budget", "step"],
+)
+def test_an_error_of_two_dtypes_says_which_layer_and_what_to_do(call, dtype):
+    message = (
+        "layer 1, of GRU, reads the dtype of its params, float32, and layer 0, of LSTM in .*, puts "
+        f"out {dtype}.*: give layer 0 .*carry=float32"
+    )
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def test_layers_of_other_products_have_the_dtype_of_the_others_between_them():
+    """As that error says: carry=float32, which is the default."""
+    narrow = jaxrnn.with_dtypes(LSTM, compute="bfloat16")
+    network = jaxrnn.stack(jaxrnn.layer(narrow, 4), jaxrnn.layer(GRU, 3))
+    assert applied(network)[1].dtype == jnp.float32
 
 
 def test_an_error_of_a_layer_says_which():

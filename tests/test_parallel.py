@@ -18,7 +18,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from support.cells import MASKED_ELMAN
 from support.problems import assert_same, inputs_of, make_problem, random_tree
 from support.programs import collectives, product_flops
-from support.user_cells import recurrent_dropout, zoneout
 
 import jaxrnn
 from jaxrnn import bptt, parallel, products
@@ -421,10 +420,14 @@ def test_consts_that_are_rows_add_no_collective_to_any_loop(kind):
 
 
 @by_kind
-@pytest.mark.parametrize("wrapper", [zoneout, recurrent_dropout])
-def test_the_same_key_draws_the_same_on_any_number_of_devices(wrapper, kind):
+@pytest.mark.parametrize(
+    "cell",
+    [jaxrnn.zoneout(jaxrnn.GRU, h=0.3), jaxrnn.recurrent_dropout(jaxrnn.GRU, 0.3)],
+    ids=["zoneout", "recurrent_dropout"],
+)
+def test_the_same_key_draws_the_same_on_any_number_of_devices(cell, kind):
     """Arrays for every step, and one for the whole sequence: drawn once, spread like the rows."""
-    problem = make_problem(wrapper(jaxrnn.GRU, 0.3), T=T, batch=(B,), I=I, H=H, resets=True)
+    problem = make_problem(cell, T=T, batch=(B,), I=I, H=H, resets=True)
     problem.options.update(key=jax.random.key(3), mask=jnp.arange(T * B).reshape(T, B) % 5 > 0)
     problem.options["reset_state"] = random_tree(problem.initial_state, seed=4)
     there = laid_out(problem, mesh_of(kind))

@@ -51,9 +51,9 @@ class Config:
     shapes: tuple[str, ...] = tuple(",".join(map(str, shape)) for shape in SHAPES)
     """Shapes of the sequences, each T,B,I,H, or the number of one of the default ones, from 0."""
     operations: tuple[str, ...] = tuple(name for names in OPERATIONS.values() for name in names)
-    """What is timed: forward and training on sequences, step on a stream."""
+    """Operations to time: forward and training on sequences, step on a stream."""
     contenders: tuple[str, ...] = CHOICES
-    """What to measure beside jaxrnn: itself with a device for each core, and the peers."""
+    """Contenders beside jaxrnn: itself with a device for each core, and the peers."""
     rounds: int = 10
     """Turns of each contender: so many that their quartiles tell how far to trust the medians."""
     compilations: int = 3

@@ -1,4 +1,4 @@
-"""What is measured: cells, shapes, operations, and the arrays that go in.
+"""Cases: cells, shapes, operations, and the arrays that go in.
 
 A sequence of T steps in B rows, from I inputs to H units, has two operations: `forward` (every h
 from a zero state) and `training` (the gradients of the parameters and of the inputs, for a
@@ -13,7 +13,7 @@ import numpy as np
 
 
 class Equations(NamedTuple):
-    """What a case has to know of a cell: gate blocks, the axes of its arrays, its plain cell.
+    """Facts of a cell: gate blocks, the axes of its arrays, its plain cell.
 
     Axes are as in ``"H 4H"``: I inputs, H units, P of a projection, and K of each of four heads.
     ``plain`` is the cell that a variant changes, beside which it is shown.
@@ -84,7 +84,7 @@ class Case(NamedTuple):
 
 
 class Arrays(NamedTuple):
-    """What goes into a case, in jaxrnn's names and layout.
+    """Inputs of a case, in jaxrnn's names and layout.
 
     A sequence has the inputs ``xs [T, B, I]`` and the cotangents ``dhs [T, B, H]``, a stream has
     ``x [1, I]`` and the fields of the state before it, such as ``h [1, H]``.

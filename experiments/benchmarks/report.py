@@ -175,7 +175,7 @@ def _aggregates(result: Mapping[str, Any]) -> str:
 
 
 def _variants(result: Mapping[str, Any], operations: Iterable[str]) -> str:
-    """What a variant costs more than the cell that it changes; empty where none was measured."""
+    """Times of variants as multiples of the plain cell's; empty if none was measured."""
     sequences = [name for name in operations if name != "step"]
     rows = []
     for name, equations in CELLS.items():

@@ -18,6 +18,7 @@ A network is written with both biases, for a module with ``bias=True``: ours as 
 ``bias_hh`` zeros, but for the GRU's third block, which is b_hn.
 """
 
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ from jaxrnn.cells import (
     LSTM,
     Cell,
     ElmanParams,
+    Expects,
     GRUParams,
     LSTMParams,
     ProjectedParams,
@@ -39,7 +41,7 @@ from jaxrnn.cells import (
     projected,
 )
 from jaxrnn.checks import describe
-from jaxrnn.layers import LayerParams
+from jaxrnn.layers import Layer, LayerParams
 from jaxrnn.network import Network, StackParams, layer, stack
 
 __all__ = ["from_torch", "to_torch"]
@@ -97,6 +99,8 @@ def from_torch(
             f"{type(state_dict).__name__}"
         )
     directions = _directions(state_dict, prefix)
+    for (n, _), arrays in directions.items():
+        _check_shapes(n, arrays)
     _check_together(directions)
     count = 1 + max(n for n, _ in directions)
     bidirectional = any(reverse for _, reverse in directions)
@@ -117,11 +121,22 @@ def from_torch(
     return stack(*layers, dropout=between), StackParams(tuple(made))
 
 
-def to_torch(network: Network, params: StackParams, prefix: str = "") -> dict[str, np.ndarray]:
+def to_torch(
+    network: Network, params: StackParams, prefix: str = "", *, cell_class: bool = False
+) -> dict[str, np.ndarray]:
     """The ``state_dict`` of `torch.nn.RNN`, `LSTM` or `GRU` with these params, as arrays.
 
     Load it with ``module.load_state_dict({key: torch.from_numpy(a) for key, a in ...})`` into a
-    module of the same sizes, with ``bias=True``.
+    module of the same sizes, with ``bias=True``. PyTorch does not know NumPy's bfloat16: such
+    arrays need ``torch.from_numpy(a.astype("float32"))``, which a bfloat16 module loads unchanged.
+
+    Args:
+        network: of ELMAN, ``elman("relu")``, LSTM, GRU or projected LSTM cells, or of cells that
+            compute the same without a key, such as ``recurrent_dropout(LSTM, 0.2)``.
+        params: of the network.
+        prefix: put before every key, such as ``"encoder.rnn."``.
+        cell_class: write the keys of `RNNCell`, `LSTMCell` or `GRUCell`, without ``_l0``. The
+            network must be one layer that runs forwards, without a projection.
 
     Raises:
         TypeError: another network or params.
@@ -132,30 +147,46 @@ def to_torch(network: Network, params: StackParams, prefix: str = "") -> dict[st
         raise TypeError(f"`network` must be a jaxrnn.Network; got {describe(network)}")
     first = network.layers[0]
     for n, each in enumerate(network.layers):
-        same = (each.cell, each.hidden_size, each.bidirectional) == (
-            *(first.cell, first.hidden_size, first.bidirectional),
-        )
+        same = (each.hidden_size, each.bidirectional) == (first.hidden_size, first.bidirectional)
         merged = not each.bidirectional or each.merge == "concat"
         if not same or not merged or each.residual or each.learned_initial_state:
-            raise ValueError(
-                f"`network` must be what one torch module can be: layers of one cell, size and "
-                f"direction, outputs side by side, neither residual nor with a learned initial "
-                f"state; layer {n} is {each}"
-            )
-        if not _known(each.cell):
-            raise ValueError(
-                "`network` must have ELMAN, elman('relu'), LSTM, GRU or projected LSTM cells; got "
-                f"{each.cell.name}"
-            )
+            raise ValueError(_refused(n, each))
+    layers = network.checked(params)
+    modules = set()
+    for n, (each, of_layer) in enumerate(zip(network.layers, layers, strict=True)):
+        for own in of_layer[: 1 + each.bidirectional]:
+            module = _torch_cell(each.cell, own)
+            modules.add(module)
+            if module is None:
+                raise ValueError(
+                    "`network` must have ELMAN, elman('relu'), LSTM, GRU or projected LSTM cells, "
+                    f"or cells that compute the same without a key; got {each.cell.name}"
+                )
+            if len(modules) > 1:
+                raise ValueError(_refused(n, each))
+    projects = isinstance(layers[0].forward, ProjectedParams)
+    if cell_class and (len(layers) > 1 or first.bidirectional or projects):
+        raise ValueError(
+            "`cell_class` must be False unless the network is one layer that runs forwards, "
+            f"without a projection; got {network!r}"
+        )
     found = {}
-    for n, of_layer in enumerate(network.checked(params)):
+    for n, of_layer in enumerate(layers):
         for suffix, own in (("", of_layer.forward), ("_reverse", of_layer.backward)):
             if own is not None:
                 arrays = _theirs(jax.device_get(own))
                 for name, value in arrays._asdict().items():
                     if value is not None:
-                        found[f"{prefix}{name}_l{n}{suffix}"] = value
+                        found[prefix + name + ("" if cell_class else f"_l{n}{suffix}")] = value
     return found
+
+
+def _refused(n: int, layer: Layer) -> str:
+    return (
+        "`network` must be what one torch module can be: layers of one cell, size and direction, "
+        "outputs side by side, neither residual nor with a learned initial state; layer "
+        f"{n} is {layer}"
+    )
 
 
 def _directions(state_dict: Mapping[str, Any], prefix: str) -> dict[tuple[int, bool], _Direction]:
@@ -216,6 +247,39 @@ def _array(key: str, value: Any) -> np.ndarray:
     return found
 
 
+def _shapes(arrays: _Direction) -> dict[str, tuple[int, ...]]:
+    return {name: a.shape for name, a in arrays._asdict().items() if a is not None}
+
+
+def _fit(w_ih: tuple[int, ...], w_hh: tuple[int, ...], w_hr: tuple[int, ...] | None = None) -> bool:
+    """Whether the weights of one direction can have these shapes."""
+    if not len(w_ih) == len(w_hh) == len(w_hr or w_hh) == 2 or 0 in w_hh:
+        return False
+    rows, P = w_hh
+    if w_hr is not None:
+        return w_hr[0] == P and rows == w_ih[0] == 4 * w_hr[1]
+    return rows == w_ih[0] and rows in [gates * P for gates in _CELLS]
+
+
+def _check_shapes(n: int, arrays: _Direction) -> None:
+    """The weights of one direction must fit each other."""
+    found = _shapes(arrays)
+    weights = {name: shape for name, shape in found.items() if name.startswith("weight")}
+    if _fit(*weights.values()):
+        return
+    turned = ""
+    # fewest first: the smallest set that would fit if it were transposed is the wrong one
+    for names in (names for count in (1, 2, 3) for names in itertools.combinations(weights, count)):
+        if _fit(*(s[::-1] if name in names else s for name, s in weights.items())):
+            turned = f"; {' and '.join(names)} look{'s' * (len(names) == 1)} transposed"
+            break
+    raise ValueError(
+        f"`state_dict` must have weight_ih [G H, I] and weight_hh [G H, H] in layer {n}, with G of "
+        "1 (RNN), 3 (GRU) or 4 (LSTM), and weight_hh [4 H, P] with weight_hr [P, H] of a "
+        f"projection; got {found}{turned}"
+    )
+
+
 def _check_together(directions: Mapping[tuple[int, bool], _Direction]) -> None:
     """All layers and directions must be those of one module."""
     bidirectional = any(reverse for _, reverse in directions)
@@ -231,7 +295,7 @@ def _check_together(directions: Mapping[tuple[int, bool], _Direction]) -> None:
             )
         if (arrays.bias_ih is None) != (first.bias_ih is None):
             raise ValueError(f"`state_dict` must have biases in all layers or in none; see {where}")
-        if n and first.weight_hh.ndim == arrays.weight_ih.ndim == 2:
+        if n:
             width = first.weight_hh.shape[1] * (1 + bidirectional)
             if arrays.weight_ih.shape[1] != width:
                 raise ValueError(
@@ -243,19 +307,9 @@ def _check_together(directions: Mapping[tuple[int, bool], _Direction]) -> None:
 def _params(n: int, arrays: _Direction, nonlinearity: str) -> tuple[Cell, int, Any]:
     """The cell of the weights, known by the number of its gates, its units, and its params."""
     w_ih, w_hh, b_ih, b_hh, w_hr = arrays
-    rows, P = w_hh.shape if w_hh.ndim == 2 else (0, 1)
-    H = P if w_hr is None else w_hr.shape[-1]
-    gates, rest = divmod(rows, H) if H else (0, 0)
-    shapes = {name: a.shape for name, a in arrays._asdict().items() if a is not None}
-    projects = w_hr is None or (gates == 4 and w_hr.shape == (P, H))
-    if rest or gates not in _CELLS or w_ih.ndim != 2 or w_ih.shape[0] != rows or not projects:
-        turned = rows and not H % rows and H // rows in _CELLS
-        turned = turned or (gates in _CELLS and w_ih.ndim == 2 and w_ih.shape[1] == rows)
-        raise ValueError(
-            f"`state_dict` must have weight_ih [G H, I] and weight_hh [G H, H] in layer {n}, with "
-            f"G of 1 (RNN), 3 (GRU) or 4 (LSTM), and weight_hh [4 H, P] with weight_hr [P, H] of a "
-            f"projection; got {shapes}" + "; they look transposed" * bool(turned)
-        )
+    rows, P = w_hh.shape
+    H = P if w_hr is None else w_hr.shape[1]
+    gates = rows // H
     if gates != 1 and nonlinearity != "tanh":
         raise ValueError(
             f"`nonlinearity` must be 'tanh' for the weights of {_CELLS[gates].name}: only "
@@ -264,7 +318,9 @@ def _params(n: int, arrays: _Direction, nonlinearity: str) -> tuple[Cell, int, A
     b_ih = np.zeros(rows, w_ih.dtype) if b_ih is None else b_ih
     b_hh = np.zeros(rows, w_ih.dtype) if b_hh is None else b_hh
     if b_ih.shape != (rows,) or b_hh.shape != (rows,):
-        raise ValueError(f"`state_dict` must have biases [{rows}] in layer {n}; got {shapes}")
+        raise ValueError(
+            f"`state_dict` must have biases [{rows}] in layer {n}; got {_shapes(arrays)}"
+        )
     weights = dict(w_ih=jnp.asarray(w_ih.T), w_hh=jnp.asarray(w_hh.T))
     if gates == 3:
         # the candidate's recurrent bias stands inside of the reset
@@ -279,12 +335,30 @@ def _params(n: int, arrays: _Direction, nonlinearity: str) -> tuple[Cell, int, A
     return projected(LSTM, P), H, ProjectedParams(own, jnp.asarray(w_hr.T))
 
 
-def _known(cell: Cell) -> bool:
-    """Whether one of torch's modules has that cell, however its params are drawn."""
-    known = [ELMAN, elman("relu"), LSTM, GRU]
-    if cell.name.startswith(f"{LSTM.name} projected to "):
-        known.append(projected(LSTM, int(cell.name.rpartition(" ")[2])))
-    return any(cell._replace(init=each.init) == each for each in known)
+def _torch_cell(cell: Cell, params: Any) -> Cell | None:
+    """The cell of one of torch's modules whose step is the same program without a key, or None."""
+    candidates = [ELMAN, elman("relu"), LSTM, GRU]
+    if isinstance(params, ProjectedParams):
+        candidates = [projected(LSTM, params.w_hr.shape[1])]
+    expects = cell.expects(params)
+    for each in candidates:
+        try:
+            fits = each.expects(params) == expects
+        except (TypeError, ValueError):
+            continue
+        if fits and _program(each, params, expects) == _program(cell, params, expects):
+            return each
+    return None
+
+
+def _program(cell: Cell, params: Any, expects: Expects) -> str:
+    """The step of one row as text; a name or an initializer of the cell does not change it."""
+
+    def step(params: Any, state: Any, x: Any) -> Any:
+        return cell.advance(params, state, cell.project(params, x, None), None)[0]
+
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
+    return jax.jit(step).lower(like, expects.state, expects.x).as_text()
 
 
 def _theirs(params: Any) -> _Direction:

@@ -131,7 +131,7 @@ def horizon(
     fraction: float = 0.95,
     **options: Unpack[Options],
 ) -> Params:
-    """How many of the last steps hold a fraction of each parameter's gradient.
+    """The number of last steps that hold a fraction of each parameter's gradient.
 
     The smallest n such that the terms of the last n steps add up to those of all steps with a
     relative error of at most ``1 - fraction`` (in Frobenius norm), and so do those of any more

@@ -1,4 +1,4 @@
-"""How the gradient flows back through time: where it vanishes, explodes, or stops being a number.
+"""The gradient's flow back through time: where it vanishes, explodes or stops being a number.
 
 The gradient that reaches a state is a product of step Jacobians, ``dh_T/dh_t = prod dh_s/dh_{s-1}``
 over t < s <= T, and its norm shrinks or grows like one.
@@ -61,7 +61,7 @@ ORIGINS = (
 
 
 class NonFinite(NamedTuple):
-    """Where each row first held a NaN or an infinity: forwards first, then back.
+    """The first step at which each row held a NaN or an infinity: forwards first, then back.
 
     ``step [...]`` is the time step, int32, -1 where everything is finite; ``origin [...]`` the
     index in `ORIGINS` of the argument that brought it, or of where it came up though all that was
@@ -111,7 +111,7 @@ def gradient_flow(
     probe_key: jax.Array | None = None,
     **options: Unpack[Options],
 ) -> GradientFlow:
-    """How the gradient of a loss, and the sensitivity of the last state, change over time.
+    """The gradient of a loss and the sensitivity of the last state, over time.
 
     Args:
         cell, params, xs, dhs, dfinal, initial_state, options: as in `backpropagate`.

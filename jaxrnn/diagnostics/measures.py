@@ -51,7 +51,7 @@ def in_line(tree: Any, valid: jax.Array | None, *, reverse: bool) -> Any:
 
 
 def steps_left(valid: jax.Array, *, reverse: bool) -> jax.Array:
-    """How many valid steps of its row are processed from each step on, itself included: int32."""
+    """For each step, the number of valid steps that are processed from it on, int32."""
     return lax.cumsum(valid.astype(jnp.int32), axis=0, reverse=not reverse)
 
 

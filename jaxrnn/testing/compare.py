@@ -1,4 +1,4 @@
-"""Where values and gradients differ, and by how much.
+"""Comparison of values and gradients: the leaves and steps that differ, and by how much.
 
 Two ways to one gradient round the same sums in another order, which makes some hundreds of
 roundings of at most eps each, relative to the largest term. A wrong term makes a sizeable part of
@@ -38,7 +38,7 @@ __all__ = [
 
 
 class Setup(NamedTuple):
-    """How to compare, and how the message begins: beside the two functions."""
+    """The options of a comparison, and the beginning of its message."""
 
     sides: tuple[str, str]
     tolerance: float
@@ -245,7 +245,7 @@ def _largest(leaf: Any) -> float:
 
 
 def begins(wrong: np.ndarray, axis: int, *, last: bool) -> str:
-    """Which step of those that are wrong is visited first."""
+    """The first visited step of those that are wrong, in words."""
     steps = np.flatnonzero(np.moveaxis(wrong, axis, 0).reshape(wrong.shape[axis], -1).any(axis=1))
     return f"first at step {steps[-1 if last else 0]} ({len(steps)} of {wrong.shape[axis]} differ)"
 

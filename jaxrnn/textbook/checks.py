@@ -1,4 +1,4 @@
-"""What the textbook's functions check before they compute: dictionaries, caches, shapes, dtypes.
+"""Checks of the textbook's functions before they compute: dictionaries, caches, shapes, dtypes.
 
 The shape of an argument is given by the names of its axes, ``"n_a n_x"``, ``"n_a 1"``, or
 ``"n_a n_a+n_x"`` where two axes are concatenated. The first argument that has an axis fixes its
@@ -32,7 +32,7 @@ Cache = TypeVar("Cache", bound=NamedTuple)
 
 
 class Fixed(NamedTuple):
-    """What the arguments read so far have fixed: sizes by axis, and the dtype by who brought it."""
+    """Sizes by axis, and the dtype by who brought it, as the arguments read so far fix them."""
 
     sizes: dict[str, int]
     dtypes: dict[str, Any]
@@ -164,7 +164,7 @@ def field_of_a_step(cache: Any, index: Any) -> Any:
 
 
 def describe(value: Any) -> str:
-    """How an error names what came: an array by dtype and shape, a record or the rest by type."""
+    """A value as an error names it: an array by dtype and shape, a record or the rest by type."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{value.dtype}{list(value.shape)}"
     if isinstance(value, (tuple, list, Mapping)):

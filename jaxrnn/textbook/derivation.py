@@ -88,7 +88,7 @@ STEP_PARAMETERS = {
 
 
 class StepCache(NamedTuple):
-    """What the gradients need of one step.
+    """Inputs of one step's gradients.
 
     ``x (n_x, m)``, ``h_prev c_prev i g f o c (n_h, m)`` and the parameters. Of a sequence: the same
     with a leading axis T on all but the parameters, which are held once.

@@ -83,7 +83,7 @@ LSTM_PARAMETERS = {
 
 
 class LSTMCache(NamedTuple):
-    """What the backward pass needs, in the order of the document's code.
+    """Inputs of the backward pass, in the order of the document's code.
 
     Of one step: the states ``a_next c_next a_prev c_prev (n_a, m)``, the forget and update gates,
     the candidate and the output gate ``ft it cct ot (n_a, m)``, the input ``xt (n_x, m)`` and the

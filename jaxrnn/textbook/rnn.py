@@ -61,7 +61,7 @@ RNN_PARAMETERS = {
 
 
 class RNNCache(NamedTuple):
-    """What the backward pass needs, in the document's order.
+    """Inputs of the backward pass, in the document's order.
 
     Of one step: ``a_next (n_a, m)``, ``a_prev (n_a, m)``, ``xt (n_x, m)`` and the parameters. Of a
     sequence: the same with a leading axis T_x on all but the parameters, which are held once.

@@ -50,7 +50,7 @@ NET_PARAMETERS = {"W_F": "n_o n_x", "W_R": "n_o n_o", "W_o": "n_y n_o"}
 
 
 class NetCache(NamedTuple):
-    """What the gradients need of a sequence, time first: ``x (T, n_x, m)``, ``o_prev, o
+    """Inputs of a sequence's gradients, time first: ``x (T, n_x, m)``, ``o_prev, o
     (T, n_o, m)``, ``y_hat (T, n_y, m)``; and the parameters."""
 
     x: Array
