@@ -196,16 +196,18 @@ def _limited_by_norm(ds: State, limit: float) -> State:
         own = per_row.reshape(*per_row.shape, *[1] * (leaf.ndim - rows))
         return jnp.broadcast_to(own, leaf.shape)
 
-    # squares of an adjoint that explodes are infinite, so entries are taken relative to the
-    # largest one; any constant in its place has the same derivatives
+    # squares of an adjoint that explodes are infinite, so entries are taken relative to the largest
+    # one, or to a number whose inverse is not subnormal: XLA multiplies by it, and takes it for 0
     largest = functools.reduce(jnp.maximum, (of_row(jnp.max, jnp.abs(leaf)) for leaf in leaves))
-    largest = lax.stop_gradient(jnp.maximum(largest, jnp.finfo(wide).tiny))
+    least, most = float(jnp.finfo(wide).tiny), float(jnp.finfo(wide).max) ** 0.75
+    # any constant here gives the same derivatives
+    unit = lax.stop_gradient(jnp.clip(largest, least, most))
 
     def relative(leaf: jax.Array) -> jax.Array:
-        return leaf.astype(wide) / over_units(largest, leaf)
+        return leaf.astype(wide) / over_units(unit, leaf)
 
     square = functools.reduce(jnp.add, (of_row(jnp.sum, relative(leaf) ** 2) for leaf in leaves))
-    beyond = square > (limit / largest) ** 2
+    beyond = square > (limit / unit) ** 2
     # the root has no slope at 0
     scale = limit / jnp.sqrt(jnp.where(beyond, square, 1))
 
