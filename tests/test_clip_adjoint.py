@@ -173,7 +173,7 @@ def passed_back(adjoint, cell):
 def test_an_adjoint_is_limited_however_large_it_is(dtype, limit):
     """Up to the largest number of the dtype, whose squares and sums of squares are infinite."""
     largest = float(jnp.finfo(dtype).max)
-    rows = np.array([[3.0, -4.0, 0.0, 0.0], [0.5, 0.5, -0.5, 0.5], [0, 0, 0, 0], [1, 0, 0, -1]])
+    rows = np.array([[3.3, -4.1, 1.7, 0.9], [0.5, 0.5, -0.5, 0.5], [0, 0, 0, 0], [1, 0, 0, -1]])
     sizes = np.array([largest / 8, largest / 2, 1, 1e-3 * limit])[:, None]
     adjoint = jnp.asarray(rows * sizes, dtype)
     found = passed_back(adjoint, jaxrnn.clip_adjoint(ELMAN, norm=limit))
@@ -183,7 +183,9 @@ def test_an_adjoint_is_limited_however_large_it_is(dtype, limit):
     norms = np.sqrt((exact**2).sum(-1, keepdims=True))
     expected = exact * np.where(norms > limit / sizes, limit / np.maximum(norms, 1e-9), sizes)
     error = np.abs(np.asarray(found, np.float64) - expected)
-    assert (error <= 4 * float(jnp.finfo(dtype).eps) * np.abs(expected)).all()
+    # numbers of 16 bits are rounded once, at the end
+    roundings = 0.51 if dtype in ("float16", "bfloat16") else 4
+    assert (error <= roundings * float(jnp.finfo(dtype).eps) * np.abs(expected)).all()
     # shorter rows are as they were
     assert (found[2:] == adjoint[2:]).all()
 
