@@ -4,6 +4,7 @@ Each error names the argument, what was expected, what came, and the likely fix 
 """
 
 import math
+import numbers
 from typing import Any
 
 import jax
@@ -161,20 +162,22 @@ def vector(size: int, dtype: Any) -> Any:
 
 def rate_of(name: str, value: Any) -> float:
     """``value`` as a share in 0..1, 1 excluded, known before tracing."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"`{name}` must be a number, known before tracing; got {value!r}")
-    if not 0 <= value < 1:
+    rate = float(value)
+    if not 0 <= rate < 1:
         raise ValueError(f"`{name}` must be in 0..1, 1 excluded; got {value}")
-    return float(value)
+    return rate
 
 
 def positive(name: str, value: Any) -> float:
     """``value`` as a number above 0, known before tracing."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"`{name}` must be a number, known before tracing; got {value!r}")
-    if not 0 < value < math.inf:
+    number = float(value)
+    if not 0 < number < math.inf:
         raise ValueError(f"`{name}` must be above 0 and finite; got {value}")
-    return float(value)
+    return number
 
 
 def prng_key(name: str, value: Any) -> Any:

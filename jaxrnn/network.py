@@ -315,7 +315,8 @@ def layer(
 
     Raises:
         TypeError: an argument of another type.
-        ValueError: a size below 1; an unknown merge, or one of a single direction.
+        ValueError: a size below 1; an unknown merge, or one of a single direction; a cell that
+            needs ``consts``, such as a masked `jaxrnn.leaky`.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -328,6 +329,11 @@ def layer(
     if not isinstance(cell, Cell):
         raise TypeError(f"`cell` must be a jaxrnn.Cell such as jaxrnn.LSTM; got {describe(cell)}")
     require_hashable(cell)
+    if cell.needs_consts:
+        raise ValueError(
+            "`cell` must have steps without `consts` to be a layer, because a network has none for "
+            f"it; {cell.name} needs them: call jaxrnn.unroll(cell, params, xs, consts=...)"
+        )
     if merge not in MERGES:
         raise ValueError(f"`merge` must be one of {', '.join(MERGES)}; got {merge!r}")
     if merge != "concat" and not bidirectional:

@@ -63,7 +63,14 @@ def project(bound: Bound, xs: Any) -> Any:
 
 def advance(bound: Bound, before: State, inputs: Any) -> tuple[State, Any]:
     cell, params, consts = bound
-    after, gates = _parts(cell, "advance", 2, cell.advance(params, before, inputs, consts))
+
+    def run(before: State) -> Any:
+        return cell.advance(params, before, inputs, consts)
+
+    # a limit of the adjoint is a rule within `advance`, of the first derivative: here, second ones
+    # run through, and autodiff's forward half of a rule has the values without it
+    made = run(before) if cell.linear else jax.vjp(run, before)[0]
+    after, gates = _parts(cell, "advance", 2, made)
     _require_like(cell, "advance", "state", after, before)
     return after, gates
 

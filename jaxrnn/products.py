@@ -24,6 +24,7 @@ __all__ = [
     "columns_apart",
     "columns_gradient",
     "input_gradient",
+    "stored",
     "summed_product",
     "weight_gradient",
 ]
@@ -49,6 +50,11 @@ class Weight(abc.ABC):
     def weight_gradient(self, x: jax.Array, dy: jax.Array) -> jax.Array:
         """The gradient of the array that the weight is stored as, in the accumulation dtype."""
 
+    @property
+    @abc.abstractmethod
+    def stored(self) -> jax.Array:
+        """The array that the weight is stored as."""
+
     @abc.abstractmethod
     def map(self, f: Callable[[jax.Array], Any]) -> "Weight":
         """The weight of ``f`` of the array that it is stored as."""
@@ -60,6 +66,11 @@ class Weight(abc.ABC):
     @abc.abstractmethod
     def columns_gradient(self, first: jax.Array, second: jax.Array) -> jax.Array:
         """The gradient of the stored array, from those of the two parts."""
+
+
+def stored(w: jax.Array | Weight) -> jax.Array:
+    """The array that a weight is stored as."""
+    return w.stored if isinstance(w, Weight) else w
 
 
 def add_bias(z: jax.Array, b: jax.Array) -> jax.Array:

@@ -128,6 +128,58 @@ def test_a_mask_is_a_factor_of_the_weight():
     assert_same(values_and_gradients(masked, problem, other)[0], outputs)
 
 
+AROUND = {
+    "dropout": lambda cell: jaxrnn.recurrent_dropout(cell, 0.5),
+    "heads": lambda cell: jaxrnn.heads(cell, 2),
+    "dropout of heads": lambda cell: jaxrnn.recurrent_dropout(jaxrnn.heads(cell, 2), 0.5),
+    "heads of dropout": lambda cell: jaxrnn.heads(jaxrnn.recurrent_dropout(cell, 0.5), 2),
+    "zoneout": lambda cell: jaxrnn.zoneout(cell, h=0.4),
+    "dtypes": lambda cell: jaxrnn.with_dtypes(cell, compute="float64", carry="float64"),
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_under_a_transform_a_mask_is_a_factor_of_the_weight_too(around):
+    """A mask has the shape of the weight: of heads, four axes."""
+    cell, masked = (AROUND[around](jaxrnn.leaky(noise=0.1, masked=m)) for m in (False, True))
+    problem = make_problem(cell, T, (B,), I, H, key=jax.random.key(3))
+    weight = problem.params.w_hh
+    mask = jnp.asarray(np.random.default_rng(9).integers(-1, 2, weight.shape), jnp.float64)
+    found = values_and_gradients(masked, problem._replace(consts=mask), problem.params)
+
+    def outside(params, xs, initial_state, mask):
+        params = params._replace(w_hh=mask * params.w_hh)
+        return problem._replace(params=params, xs=xs, initial_state=initial_state).outputs()
+
+    arrays = problem.params, problem.xs, problem.initial_state, mask
+    expected, pull = jax.vjp(outside, *arrays)
+    assert_same(found, (expected, pull(COTANGENTS)))
+
+
+def test_products_of_few_bits_have_the_gradient_of_a_mask_in_its_own_dtype():
+    cell = jaxrnn.leaky(leak=0.3, masked=True)
+
+    def gradient(cell):
+        def loss(mask):
+            _, hs = jaxrnn.unroll(cell, PROBLEM.params, PROBLEM.xs, consts=mask)
+            return jnp.sum(hs**2).astype(jnp.float64)
+
+        return jax.grad(loss)(MASK)
+
+    assert_same(gradient(jaxrnn.with_dtypes(cell, compute="bfloat16")), gradient(cell), 0.05)
+
+
+def test_a_masked_cell_is_refused_as_a_layer_which_has_no_mask_for_it():
+    for cell in (jaxrnn.leaky(masked=True), jaxrnn.leaky(noise=0.1, masked=True)):
+        for made in (cell, jaxrnn.zoneout(cell, h=0.1), jaxrnn.heads(cell, 2)):
+            with pytest.raises(
+                ValueError, match="a layer, because a network has none for it; LEAKY"
+            ):
+                jaxrnn.layer(made, H)
+    with pytest.raises(TypeError, match="`make_consts` must be a function"):
+        check_cell(jaxrnn.leaky(noise=0.1, masked=True))
+
+
 @pytest.mark.parametrize("dtype", [bool, jnp.int32])
 def test_a_mask_of_booleans_or_integers_has_no_gradient(dtype):
     cell = jaxrnn.leaky(leak=0.3, masked=True)

@@ -185,7 +185,12 @@ class Cell(NamedTuple):
       next one, by gate
 
     ``linear`` is False for a cell whose `pull` is not linear in ``dafter``, because it limits the
-    adjoint: diagnostics that push other vectors through it refuse the cell.
+    adjoint: diagnostics that push other vectors through it refuse the cell. Its `advance` has the
+    same limit as the rule of a `jax.custom_vjp`, for autodiff of `step`; the engine takes the
+    values alone.
+
+    ``needs_consts`` is True for a cell that has no step without ``consts`` from the caller: a layer
+    of a network, which has none, refuses it.
 
     ``doc`` is what `help` shows of the cell: its equations, params and state.
 
@@ -211,6 +216,7 @@ class Cell(NamedTuple):
     slopes: Callable[[State, Any], Any] | None = None
     recurrent: Callable[[Params], dict[str, Any]] | None = None
     linear: bool = True
+    needs_consts: bool = False
     doc: str | None = None
 
     def __repr__(self) -> str:

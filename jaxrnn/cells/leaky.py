@@ -47,7 +47,7 @@ from jaxrnn.cells.elman import init as elman_init
 from jaxrnn.cells.gated import affine_gradients, gate_bias, one_step, zero_start
 from jaxrnn.checks import describe, sizes_of, static_bool, vector
 from jaxrnn.initializers import Initializer, glorot_uniform, orthogonal, zeros
-from jaxrnn.products import Weight, add_bias, bias_gradient, input_gradient
+from jaxrnn.products import Weight, add_bias, bias_gradient, input_gradient, stored
 
 __all__ = ["LeakyParams", "leaky"]
 
@@ -217,7 +217,7 @@ def gradients(
     if mask is not None:
         wide = dw_hh.dtype
         if jnp.issubdtype(mask.dtype, jnp.floating):
-            dmask = params.w_hh.astype(wide) * dw_hh
+            dmask = stored(params.w_hh).astype(wide) * dw_hh
         dw_hh = mask.astype(wide) * dw_hh
     dparams: Any = ElmanParams(dw_ih, dw_hh, db)
     if deltas.leak is not None:
@@ -268,10 +268,11 @@ def leaky(
     in neural networks trained to perform many cognitive tasks", 2019, have ``σ sqrt(2 / α)`` there.
 
     A masked cell multiplies ``w_hh``, entry by entry, by the array ``[H, H]`` that the caller gives
-    as ``consts``. Row i of ``w_hh`` holds the weights from unit i to all units. So a zero of the
-    mask takes a connection away. For Dale's law, the mask has the sign of unit i along row i, and
-    no weight is negative. The mask cannot do the second: call `jaxrnn.unroll` with the relu of
-    ``w_hh``, as in the example and in Song et al., 2016.
+    as ``consts``. In `jaxrnn.heads` it has the shape of their ``w_hh``. Row i of ``w_hh`` holds the
+    weights from unit i to all units. So a zero of the mask takes a connection away. For Dale's law,
+    the mask has the sign of unit i along row i, and no weight is negative. The mask cannot do the
+    second: call `jaxrnn.unroll` with the relu of ``w_hh``, as in the example and in Song et al.,
+    2016.
 
     Args:
         activation: ``"tanh"``, ``"relu"``, ``"identity"``, or a pair ``(function, slope)`` as in
@@ -328,10 +329,11 @@ def _leaky(activation: Activation, leak: float | None, noise: float, masked: boo
     )
 
     def project_masked(params: Any, xs: Any, consts: Any) -> jax.Array:
-        mask, like = drawn_of(consts).given, params.w_hh
+        mask, like = drawn_of(consts).given, stored(params.w_hh)
         if getattr(mask, "shape", None) != like.shape:
+            axes = "[H, H]" if like.ndim == 2 else "like `w_hh`"
             raise ValueError(
-                f"`consts` must be the mask of {name}, an array [H, H], {like.shape}; got "
+                f"`consts` must be the mask of {name}, an array {axes}, {like.shape}; got "
                 f"{describe(mask)}"
             )
         return project(params, xs, consts)
@@ -355,5 +357,6 @@ def _leaky(activation: Activation, leak: float | None, noise: float, masked: boo
         slopes=slopes_by(activation),
         # the mask, which is a part of it, comes with a call
         recurrent=None if masked else recurrent,
+        needs_consts=masked,
         doc=documentation(__doc__, record, ElmanState),
     )

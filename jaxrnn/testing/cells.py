@@ -62,7 +62,7 @@ def check_cell(
       ``residuals``; with a key and without;
     - the same holds where large inputs saturate the gates, in float64, and in float32 and bfloat16
       against float64;
-    - the second derivatives agree as well, unless the cell says that it is not ``linear``.
+    - the second derivatives agree as well.
 
     Takes about ten seconds on two cores, nearly all of it to compile, and one for most wrong
     cells. The values are drawn in float64 whatever JAX's flags say: params around half of what
@@ -116,8 +116,7 @@ def check_cell(
     first = CASES[0]
     plan = [(check_expects, first), (check_dtypes, first._replace(key=True)), (check_pieces, first)]
     plan += [(_check_rule, case) for case in CASES]
-    if cell.linear:
-        plan += [(_check_second_order, SMALL)]
+    plan += [(_check_second_order, SMALL)]
     with jax.enable_x64(True):
         with _errors_of_the_cell(setup):
             template = template_of(cell, make_consts, example, setup.seed)
@@ -147,7 +146,7 @@ def _check_arguments(cell: Any, example: Any, make_consts: Any) -> None:
     if cell.consts_rows is None and make_consts is not None:
         raise ValueError(f"`make_consts` must be None: {cell.name} takes no consts")
     # a cell that draws has consts_rows for the arrays that it draws
-    needed = cell.consts_rows is not None and cell.draw is None
+    needed = cell.needs_consts or (cell.consts_rows is not None and cell.draw is None)
     if (needed or make_consts is not None) and not callable(make_consts):
         raise TypeError(
             "`make_consts` must be a function (key, batch_shape, input_size, hidden_size, dtype) "

@@ -10,13 +10,19 @@ from jax import lax
 
 from jaxrnn.cells.cell import Cell, Consts, Params, State
 from jaxrnn.cells.gated import one_step
-from jaxrnn.cells.transforms.common import each_form, require_plain_memory, require_vector_state
+from jaxrnn.cells.transforms.common import (
+    documented,
+    each_form,
+    memoised,
+    require_plain_memory,
+    require_vector_state,
+)
 from jaxrnn.checks import positive
+from jaxrnn.dtypes import accumulation_dtype
 
 __all__ = ["clip_adjoint", "clipped"]
 
 
-@functools.cache
 def clipped(cell: Cell, limit: float) -> Cell:
     """The cell that hands on its cell state between ``-limit`` and ``limit``.
 
@@ -35,8 +41,11 @@ def clipped(cell: Cell, limit: float) -> Cell:
             output is a function of its state.
     """
     require_vector_state(cell, "clipped")
-    limit = positive("limit", limit)
+    return _clipped(cell, positive("limit", limit))
 
+
+@memoised
+def _clipped(cell: Cell, limit: float) -> Cell:
     def c_of(state: State) -> jax.Array:
         if not hasattr(state, "c"):
             raise ValueError(
@@ -85,8 +94,9 @@ def clipped(cell: Cell, limit: float) -> Cell:
         assert cell.slopes is not None
         return cell.slopes(after._replace(c=c), gates)
 
+    name = f"{cell.name} clipped to {limit:g}"
     return cell._replace(
-        name=f"{cell.name} clipped to {limit:g}",
+        name=name,
         step=one_step(cell.expects, cell.project, advance),
         advance=advance,
         linearize=linearize,
@@ -94,10 +104,10 @@ def clipped(cell: Cell, limit: float) -> Cell:
         pull=each_form(cell.pull, pulled),
         gradients=gradients,
         slopes=None if cell.slopes is None else slopes,
+        doc=documented(name, clipped, cell),
     )
 
 
-@functools.cache
 def clip_adjoint(cell: Cell, *, value: float | None = None, norm: float | None = None) -> Cell:
     """The cell whose adjoint is limited at every step on its way back through time.
 
@@ -120,29 +130,20 @@ def clip_adjoint(cell: Cell, *, value: float | None = None, norm: float | None =
     require_vector_state(cell, "clip_adjoint")
     if (value is None) == (norm is None):
         raise ValueError(f"`value` or `norm` must be given, one of the two; got {value=}, {norm=}")
-    name, limit = ("value", value) if norm is None else ("norm", norm)
-    limit = positive(name, limit)
+    if norm is None:
+        return _clip_adjoint(cell, "value", positive("value", value))
+    return _clip_adjoint(cell, "norm", positive("norm", norm))
+
+
+@memoised
+def _clip_adjoint(cell: Cell, of: str, limit: float) -> Cell:
+    limit_of = {"value": _limited_by_value, "norm": _limited_by_norm}[of]
 
     def limited(ds: State) -> State:
-        if norm is None:
-            return jax.tree.map(lambda leaf: _between(leaf, limit), ds)
-        rows = ds.h.ndim - 1  # axes of the batch
+        return limit_of(ds, limit)
 
-        def over_units(leaf: jax.Array) -> jax.Array:
-            return jnp.sum(leaf * leaf, axis=tuple(range(rows, leaf.ndim)))
-
-        square = functools.reduce(jnp.add, map(over_units, jax.tree.leaves(ds)))
-        beyond = square > limit * limit
-        # the root has no slope at 0
-        scale = jnp.where(beyond, limit / jnp.sqrt(jnp.where(beyond, square, 1)), 1)
-
-        def scaled(leaf: jax.Array) -> jax.Array:
-            own = scale.reshape(*scale.shape, *[1] * (leaf.ndim - rows))
-            return leaf * jnp.broadcast_to(own, leaf.shape)
-
-        return jax.tree.map(scaled, ds)
-
-    # for whoever differentiates the step: unroll_reference
+    # autodiff of the step, as in `unroll_reference`, uses this rule; the engine uses `pull`, and
+    # takes of `advance` the values alone
     @jax.custom_vjp
     def passed_on(before: State) -> State:
         return before
@@ -161,12 +162,14 @@ def clip_adjoint(cell: Cell, *, value: float | None = None, norm: float | None =
 
         return clipped_pull
 
+    name = f"{cell.name} with its adjoint clipped to {of} {limit:g}"
     return cell._replace(
-        name=f"{cell.name} with its adjoint clipped to {name} {limit:g}",
+        name=name,
         step=one_step(cell.expects, cell.project, advance),
         advance=advance,
         pull=each_form(cell.pull, pulled),
         linear=False,
+        doc=documented(name, clip_adjoint, cell),
     )
 
 
@@ -174,3 +177,42 @@ def _between(a: jax.Array, limit: float) -> jax.Array:
     """``a``, no less than ``-limit`` and no more than ``limit``."""
     most = jnp.asarray(limit, a.dtype)
     return lax.clamp(-most, a, most)
+
+
+def _limited_by_value(ds: State, limit: float) -> State:
+    return jax.tree.map(lambda leaf: _between(leaf, limit), ds)
+
+
+def _limited_by_norm(ds: State, limit: float) -> State:
+    """Each row of ``ds`` as it is, or shortened to that norm over all leaves."""
+    leaves = jax.tree.leaves(ds)
+    rows = ds.h.ndim - 1  # axes of the batch
+    wide = accumulation_dtype(max((leaf.dtype for leaf in leaves), key=lambda d: jnp.finfo(d).bits))
+
+    def of_row(reduce: Callable[..., jax.Array], leaf: jax.Array) -> jax.Array:
+        return reduce(leaf.astype(wide), axis=tuple(range(rows, leaf.ndim)))
+
+    def over_units(per_row: jax.Array, leaf: jax.Array) -> jax.Array:
+        own = per_row.reshape(*per_row.shape, *[1] * (leaf.ndim - rows))
+        return jnp.broadcast_to(own, leaf.shape)
+
+    # squares of an adjoint that explodes are infinite, so entries are taken relative to the largest
+    # one, or to a number whose inverse is not subnormal: XLA multiplies by it, and takes it for 0
+    largest = functools.reduce(jnp.maximum, (of_row(jnp.max, jnp.abs(leaf)) for leaf in leaves))
+    least, most = float(jnp.finfo(wide).tiny), float(jnp.finfo(wide).max) ** 0.75
+    # any constant here gives the same derivatives
+    unit = lax.stop_gradient(jnp.clip(largest, least, most))
+
+    def relative(leaf: jax.Array) -> jax.Array:
+        return leaf.astype(wide) / over_units(unit, leaf)
+
+    square = functools.reduce(jnp.add, (of_row(jnp.sum, relative(leaf) ** 2) for leaf in leaves))
+    beyond = square > (limit / unit) ** 2
+    # the root has no slope at 0
+    scale = limit / jnp.sqrt(jnp.where(beyond, square, 1))
+
+    def shortened(leaf: jax.Array) -> jax.Array:
+        found = relative(leaf) * over_units(scale, leaf)
+        return jnp.where(over_units(beyond, leaf), found.astype(leaf.dtype), leaf)
+
+    return jax.tree.map(shortened, ds)

@@ -1,22 +1,41 @@
-"""Helpers of the transforms: what may be transformed, whose arrays are whose, and steps."""
+"""Helpers of the transforms: refusals, `Cell.doc`, the recurrent weight, and arrays that are drawn.
 
+A transform is a public function that checks and normalises its arguments, and a `memoised` one that
+makes the cell.
+"""
+
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from jaxrnn.cells.cell import Cell, Consts, Drawn, Forms, Params, drawn_of
+from jaxrnn.cells.cell import Cell, Consts, Drawn, Forms, Params, documentation, drawn_of
 from jaxrnn.checks import describe, require_hashable
 
 __all__ = [
+    "dense_params",
+    "documented",
     "draws_beside",
     "each_form",
+    "memoised",
+    "own_and_inner",
     "require_plain_memory",
     "require_vector_state",
-    "shares",
     "weight_of",
     "with_weight",
 ]
+
+# bounded: a cell holds the cell that it is made of, and whatever that closes over
+memoised = functools.lru_cache(maxsize=128)
+
+
+def documented(name: str, transform: Callable[..., Cell], cell: Cell, *records: type) -> str:
+    """`Cell.doc` of a transformed cell: its name, the transform's equations, the inner cell's."""
+    equations, _, _ = inspect.cleandoc(transform.__doc__ or "").partition("\n\nArgs:")
+    own = documentation(f"{name}.\n\n{equations}", *records)
+    return own if cell.doc is None else f"{own}\n\n{cell.name}:\n\n{cell.doc}"
 
 
 def require_vector_state(cell: Any, transform: str) -> None:
@@ -42,6 +61,32 @@ def require_plain_memory(cell: Cell, state: Any, name: str) -> None:
             f"{name} must leave `c` of {cell.name} alone: it is relative to the stabiliser `m` of "
             "its own step, so that neither a limit nor the state of another step fits it"
         )
+
+
+def dense_params(cell: Cell, input_size: int, hidden_size: int, *, made: str) -> Params:
+    """The shapes of the params of a cell whose recurrent weight is one matrix.
+
+    Raises:
+        TypeError: a cell without `init`. ``made`` says what the transform makes of the cell.
+        ValueError: a cell with heads or a projection.
+    """
+    if cell.init is None:
+        raise TypeError(
+            f"`cell` must have `init` to be {made}, because its recurrent weight becomes another; "
+            f"{cell.name} has none"
+        )
+    params, refusal = None, None
+    try:
+        params = jax.eval_shape(lambda: cell.init(jax.random.key(0), input_size, hidden_size))
+    except ValueError as error:
+        # no multiple of the heads that it has
+        refusal = error
+    if len(getattr(getattr(params, "w_hh", None), "shape", ())) != 2:
+        raise ValueError(
+            f"`cell` must have a dense recurrent weight `w_hh` as a field of its params to be "
+            f"{made}, neither heads already nor a projection; got {cell.name}"
+        ) from refusal
+    return params
 
 
 def with_weight(params: Params, make: Callable[[Any], Any]) -> Params:
@@ -72,7 +117,7 @@ def each_form(
     return make(pull)
 
 
-def shares(cell: Cell, value: Any) -> tuple[Any, Any]:
+def own_and_inner(cell: Cell, value: Any) -> tuple[Any, Any]:
     """``(own, inner)`` of ``xs``, ``x`` or ``consts``: the arrays that the transform drew, or None,
     and the argument as the pieces of ``cell`` take it.
     """
@@ -85,7 +130,7 @@ def draws_beside(cell: Cell, own_draw: Callable[..., tuple[Any, Any]]) -> dict[s
     """`Cell.draw` and `Cell.consts_rows` of a cell around ``cell`` that draws arrays of its own.
 
     The consts that ``own_draw`` draws start with the batch axes. What both draw is kept in pairs,
-    which `shares` takes apart.
+    which `own_and_inner` takes apart.
     """
 
     def draw(key: Any, params: Params, T: int, batch_shape: tuple[int, ...]) -> tuple[Any, Any]:
@@ -97,7 +142,7 @@ def draws_beside(cell: Cell, own_draw: Callable[..., tuple[Any, Any]]) -> dict[s
         return (own_consts, consts), (own_steps, steps)
 
     def consts_rows(consts: Consts) -> Drawn:
-        own, inner = shares(cell, consts)
+        own, inner = own_and_inner(cell, consts)
         rows: Any = None
         if cell.consts_rows is not None:
             rows = cell.consts_rows(inner)

@@ -4,7 +4,6 @@ Both draw from the ``key`` of `jaxrnn.unroll` and `jaxrnn.Network.apply`.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,16 +13,25 @@ import jax.numpy as jnp
 from jaxrnn.cells.cell import Cell, Consts, Params, State
 from jaxrnn.cells.gated import one_step
 from jaxrnn.cells.transforms.common import (
+    documented,
     draws_beside,
     each_form,
+    memoised,
+    own_and_inner,
     require_plain_memory,
     require_vector_state,
-    shares,
     with_weight,
 )
 from jaxrnn.checks import rate_of
 from jaxrnn.masks import random_mask
-from jaxrnn.products import Weight, columns_apart, columns_gradient, input_gradient, weight_gradient
+from jaxrnn.products import (
+    Weight,
+    columns_apart,
+    columns_gradient,
+    input_gradient,
+    stored,
+    weight_gradient,
+)
 
 __all__ = ["recurrent_dropout", "zoneout"]
 
@@ -54,11 +62,14 @@ class _Masked(Weight):
     def columns_gradient(self, first: jax.Array, second: jax.Array) -> jax.Array:
         return columns_gradient(self.w, first, second)
 
+    @property
+    def stored(self) -> jax.Array:
+        return stored(self.w)
+
     def map(self, f: Callable[[jax.Array], Any]) -> "_Masked":
         return _Masked(self.w.map(f) if isinstance(self.w, Weight) else f(self.w), self.mask)
 
 
-@functools.cache
 def recurrent_dropout(cell: Cell, rate: float) -> Cell:
     """The cell whose recurrent products read ``m * h``, with one mask m for each sequence.
 
@@ -79,7 +90,12 @@ def recurrent_dropout(cell: Cell, rate: float) -> Cell:
         ValueError: a rate out of range; a cell whose output is a function of its state.
     """
     require_vector_state(cell, "recurrent_dropout")
-    kept = 1 - rate_of("rate", rate)
+    return _recurrent_dropout(cell, rate_of("rate", rate))
+
+
+@memoised
+def _recurrent_dropout(cell: Cell, rate: float) -> Cell:
+    kept = 1 - rate
 
     def draw(
         key: jax.Array, params: Params, T: int, batch_shape: tuple[int, ...]
@@ -89,13 +105,13 @@ def recurrent_dropout(cell: Cell, rate: float) -> Cell:
         return mask.astype(like.dtype) / kept, None
 
     def of(params: Params, consts: Consts) -> tuple[Params, Consts]:
-        mask, inner = shares(cell, consts)
+        mask, inner = own_and_inner(cell, consts)
         if mask is None:
             return params, inner
         return with_weight(params, lambda w: _Masked(w, mask)), inner
 
     def project(params: Params, xs: Any, consts: Consts) -> Any:
-        return cell.project(params, shares(cell, xs)[1], shares(cell, consts)[1])
+        return cell.project(params, own_and_inner(cell, xs)[1], own_and_inner(cell, consts)[1])
 
     def advance(params: Params, before: State, inputs: Any, consts: Consts) -> tuple[State, Any]:
         params, inner = of(params, consts)
@@ -125,22 +141,23 @@ def recurrent_dropout(cell: Cell, rate: float) -> Cell:
         deltas: Any,
         consts: Consts,
     ) -> tuple[Params, Any, Consts]:
-        (params, inner), (_, xs) = of(params, consts), shares(cell, xs)
+        (params, inner), (_, xs) = of(params, consts), own_and_inner(cell, xs)
         return cell.gradients(params, xs, before, after, gates, deltas, inner)
 
+    name = f"{cell.name} with recurrent dropout {rate:g}"
     return cell._replace(
-        name=f"{cell.name} with recurrent dropout {rate:g}",
+        name=name,
         step=one_step(cell.expects, project, advance),
         project=project,
         advance=advance,
         linearize=linearize,
         pull=each_form(cell.pull, pulled),
         gradients=gradients,
+        doc=documented(name, recurrent_dropout, cell),
         **draws_beside(cell, draw),
     )
 
 
-@functools.cache
 def zoneout(cell: Cell, *, h: float = 0.0, c: float = 0.0) -> Cell:
     """The cell whose units keep their state of the step before, at random at every step.
 
@@ -161,9 +178,15 @@ def zoneout(cell: Cell, *, h: float = 0.0, c: float = 0.0) -> Cell:
             the first use; a cell whose output is a function of its state.
     """
     require_vector_state(cell, "zoneout")
-    rates = {name: rate_of(name, value) for name, value in (("h", h), ("c", c)) if value}
-    if not rates:
+    h, c = rate_of("h", h), rate_of("c", c)
+    if not (h or c):
         raise ValueError("`h` or `c` must be above 0: a rate for one of the fields of the state")
+    return _zoneout(cell, h, c)
+
+
+@memoised
+def _zoneout(cell: Cell, h: float, c: float) -> Cell:
+    rates = {name: rate for name, rate in (("h", h), ("c", c)) if rate}
 
     def draw(
         key: jax.Array, params: Params, T: int, batch_shape: tuple[int, ...]
@@ -196,14 +219,14 @@ def zoneout(cell: Cell, *, h: float = 0.0, c: float = 0.0) -> Cell:
         return after._replace(**found)
 
     def project(params: Params, xs: Any, consts: Consts) -> tuple[Any, Any]:
-        kept, inner = shares(cell, xs)
-        return cell.project(params, inner, shares(cell, consts)[1]), kept
+        kept, inner = own_and_inner(cell, xs)
+        return cell.project(params, inner, own_and_inner(cell, consts)[1]), kept
 
     def advance(
         params: Params, before: State, inputs: tuple[Any, Any], consts: Consts
     ) -> tuple[State, tuple[State, Any]]:
         inner, kept = inputs
-        made = cell.advance(params, before, inner, shares(cell, consts)[1])
+        made = cell.advance(params, before, inner, own_and_inner(cell, consts)[1])
         return mixed(kept, before, made[0]), made
 
     def linearize(
@@ -215,7 +238,7 @@ def zoneout(cell: Cell, *, h: float = 0.0, c: float = 0.0) -> Cell:
         consts: Consts,
     ) -> tuple[Any, Any]:
         inner, kept = inputs
-        factors = cell.linearize(params, inner, before, *made, shares(cell, consts)[1])
+        factors = cell.linearize(params, inner, before, *made, own_and_inner(cell, consts)[1])
         return factors, kept
 
     def arrange(factors: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -229,7 +252,7 @@ def zoneout(cell: Cell, *, h: float = 0.0, c: float = 0.0) -> Cell:
             inner, kept = factors
             zeros = jax.tree.map(jnp.zeros_like, dafter)
             dbefore, deltas = pull(
-                params, mixed(kept, zeros, dafter), inner, shares(cell, consts)[1]
+                params, mixed(kept, zeros, dafter), inner, own_and_inner(cell, consts)[1]
             )
             direct = fields_of(mixed(kept, dafter, zeros))
             dbefore = dbefore._replace(
@@ -248,15 +271,16 @@ def zoneout(cell: Cell, *, h: float = 0.0, c: float = 0.0) -> Cell:
         deltas: Any,
         consts: Consts,
     ) -> tuple[Params, Any, Consts]:
-        (_, xs), (_, consts) = shares(cell, xs), shares(cell, consts)
+        (_, xs), (_, consts) = own_and_inner(cell, xs), own_and_inner(cell, consts)
         return cell.gradients(params, xs, before, *made, deltas, consts)
 
     def slopes(after: State, made: tuple[State, Any]) -> Any:
         assert cell.slopes is not None
         return cell.slopes(*made)
 
+    name = f"{cell.name} with zoneout " + " ".join(f"{n} {r:g}" for n, r in rates.items())
     return cell._replace(
-        name=f"{cell.name} with zoneout " + " ".join(f"{n} {r:g}" for n, r in rates.items()),
+        name=name,
         step=one_step(cell.expects, project, advance),
         project=project,
         advance=advance,
@@ -265,5 +289,6 @@ def zoneout(cell: Cell, *, h: float = 0.0, c: float = 0.0) -> Cell:
         pull=each_form(cell.pull, pulled),
         gradients=gradients,
         slopes=None if cell.slopes is None else slopes,
+        doc=documented(name, zoneout, cell),
         **draws_beside(cell, draw),
     )

@@ -1,7 +1,6 @@
 """Block-diagonal recurrence: units in groups that read their own group alone."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,14 @@ import jax.numpy as jnp
 
 from jaxrnn.cells.cell import Cell, Consts, Expects, Params, State
 from jaxrnn.cells.gated import one_step, zero_start
-from jaxrnn.cells.transforms.common import each_form, require_vector_state, with_weight
+from jaxrnn.cells.transforms.common import (
+    dense_params,
+    documented,
+    each_form,
+    memoised,
+    require_vector_state,
+    with_weight,
+)
 from jaxrnn.checks import size
 from jaxrnn.products import Weight, summed_product
 
@@ -53,11 +59,14 @@ class _BlockDiagonal(Weight):
     def columns_gradient(self, first: jax.Array, second: jax.Array) -> jax.Array:
         return jnp.concatenate([first, second], axis=2)
 
+    @property
+    def stored(self) -> jax.Array:
+        return self.w
+
     def map(self, f: Callable[[jax.Array], Any]) -> "_BlockDiagonal":
         return _BlockDiagonal(f(self.w))
 
 
-@functools.cache
 def heads(cell: Cell, count: int) -> Cell:
     """The cell whose units recur in ``count`` heads: a unit reads the units of its own head alone.
 
@@ -73,17 +82,17 @@ def heads(cell: Cell, count: int) -> Cell:
         count: N, a divisor of H.
 
     Raises:
-        TypeError: no cell, no int.
+        TypeError: no cell, a cell without ``init``, no int.
         ValueError: a count below 1; a cell that has heads or a projection; at `init`, a hidden size
             that the count does not divide.
     """
     require_vector_state(cell, "heads")
-    N = size("count", count)
-    if not _has_dense_weight(cell):
-        raise ValueError(
-            "`cell` must have a dense recurrent weight `w_hh` as a field of its params, neither "
-            f"heads already nor a projection; got {cell.name}"
-        )
+    return _heads(cell, size("count", count))
+
+
+@memoised
+def _heads(cell: Cell, N: int) -> Cell:
+    dense_params(cell, 2, 3, made="split into heads")
 
     def init(
         key: jax.Array,
@@ -158,8 +167,9 @@ def heads(cell: Cell, count: int) -> Cell:
         assert cell.draw is not None
         return cell.draw(key, dense(params), T, batch_shape)
 
+    name = f"{cell.name} in {N} heads"
     return cell._replace(
-        name=f"{cell.name} in {N} heads",
+        name=name,
         init=init,
         initial_state=zero_start(expects),
         step=one_step(expects, project, advance),
@@ -171,13 +181,5 @@ def heads(cell: Cell, count: int) -> Cell:
         gradients=gradients,
         draw=None if cell.draw is None else draw,
         recurrent=None if cell.recurrent is None else recurrent,
+        doc=documented(name, heads, cell),
     )
-
-
-def _has_dense_weight(cell: Cell) -> bool:
-    try:
-        params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 2, 3))
-    except ValueError:
-        # no multiple of the heads that it has
-        return False
-    return hasattr(params, "w_hh") and params.w_hh.ndim == 2

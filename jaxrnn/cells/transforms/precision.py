@@ -1,7 +1,6 @@
 """Mixed precision: products in few bits, the state in many."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,14 +10,23 @@ import jax.numpy as jnp
 from jaxrnn.cells.cell import Cell, Consts, Expects, Params, State, drawn_of
 from jaxrnn.cells.gated import one_step
 from jaxrnn.cells.transforms.common import (
+    documented,
     each_form,
+    memoised,
     require_vector_state,
     weight_of,
     with_weight,
 )
 from jaxrnn.checks import floating_dtype
-from jaxrnn.dtypes import accumulation_dtype, in_dtype_of
-from jaxrnn.products import Weight, columns_apart, columns_gradient, input_gradient, weight_gradient
+from jaxrnn.dtypes import accumulation_dtype, in_dtype_of, zero_sums
+from jaxrnn.products import (
+    Weight,
+    columns_apart,
+    columns_gradient,
+    input_gradient,
+    stored,
+    weight_gradient,
+)
 
 __all__ = ["with_dtypes"]
 
@@ -55,11 +63,14 @@ class _Rounded(Weight):
     def columns_gradient(self, first: jax.Array, second: jax.Array) -> jax.Array:
         return columns_gradient(self.w, first, second)
 
+    @property
+    def stored(self) -> jax.Array:
+        return stored(self.w)
+
     def map(self, f: Callable[[jax.Array], Any]) -> "_Rounded":
         return _Rounded(self.w.map(f) if isinstance(self.w, Weight) else f(self.w), self.dtype)
 
 
-@functools.cache
 def with_dtypes(
     cell: Cell, *, compute: jax.typing.DTypeLike, carry: jax.typing.DTypeLike = jnp.float32
 ) -> Cell:
@@ -80,8 +91,11 @@ def with_dtypes(
         ValueError: a cell whose output is a function of its state.
     """
     require_vector_state(cell, "with_dtypes")
-    compute, carry = floating_dtype("compute", compute), floating_dtype("carry", carry)
+    return _with_dtypes(cell, floating_dtype("compute", compute), floating_dtype("carry", carry))
 
+
+@memoised
+def _with_dtypes(cell: Cell, compute: jnp.dtype, carry: jnp.dtype) -> Cell:
     def of_weight(w: Any) -> Any:
         return w.map(of_weight) if isinstance(w, Weight) else w.astype(compute)
 
@@ -143,10 +157,12 @@ def with_dtypes(
         # params have one dtype, and transforms around this one a weight that is no array
         first, *_ = jax.tree.leaves(with_weight(params, lambda w: None))
         dparams = _cast(dparams, accumulation_dtype(first.dtype))
+        dconsts = in_dtype_of(zero_sums(drawn_of(consts).given), dconsts)
         return dparams, in_dtype_of(drawn_of(xs).given, dxs), dconsts
 
+    name = f"{cell.name} in {compute.name} with a state of {carry.name}"
     return cell._replace(
-        name=f"{cell.name} in {compute.name} with a state of {carry.name}",
+        name=name,
         initial_state=initial_state,
         step=one_step(expects, project, advance),
         expects=expects,
@@ -155,4 +171,5 @@ def with_dtypes(
         linearize=linearize,
         pull=each_form(cell.pull, pulled),
         gradients=gradients,
+        doc=documented(name, with_dtypes, cell),
     )

@@ -1,6 +1,5 @@
 """A smaller hidden state: the output of the cell, projected."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,7 +8,14 @@ import jax.numpy as jnp
 
 from jaxrnn.cells.cell import Cell, Consts, Expects, Params, State
 from jaxrnn.cells.gated import one_step, zero_start
-from jaxrnn.cells.transforms.common import each_form, require_vector_state, with_weight
+from jaxrnn.cells.transforms.common import (
+    dense_params,
+    documented,
+    each_form,
+    memoised,
+    require_vector_state,
+    with_weight,
+)
 from jaxrnn.checks import describe, size
 from jaxrnn.initializers import Initializer, glorot_uniform
 from jaxrnn.products import input_gradient, weight_gradient
@@ -24,7 +30,6 @@ class ProjectedParams(NamedTuple):
     w_hr: Any
 
 
-@functools.cache
 def projected(cell: Cell, projection_size: int) -> Cell:
     """The cell whose output of H units is projected to P, which the recurrent product then reads.
 
@@ -40,9 +45,9 @@ def projected(cell: Cell, projection_size: int) -> Cell:
         projection_size: P, at most H.
 
     Raises:
-        TypeError: no cell, no int.
-        ValueError: a size below 1; a cell that reads ``h`` unit by unit, such as the GRU, or draws;
-            at `init`, a size above H.
+        TypeError: no cell, a cell without ``init``, no int.
+        ValueError: a size below 1; a cell that reads ``h`` unit by unit, such as the GRU, draws,
+            takes consts, or has heads or a projection; at `init`, a size above H.
     """
     require_vector_state(cell, "projected")
     P = size("projection_size", projection_size)
@@ -51,6 +56,16 @@ def projected(cell: Cell, projection_size: int) -> Cell:
             f"`cell` must draw nothing to be projected, because it would draw for units that the "
             f"projection does not have: project first, then add what {cell.name} has"
         )
+    if cell.consts_rows is not None:
+        raise ValueError(
+            f"`cell` must take no consts to be projected, because they may be for units that the "
+            f"projection does not have; {cell.name} takes some"
+        )
+    return _projected(cell, P)
+
+
+@memoised
+def _projected(cell: Cell, P: int) -> Cell:
     if not _reads_h_in_products_alone(cell):
         raise ValueError(
             f"`cell` must read `h` in its recurrent product alone to be projected; {cell.name} "
@@ -145,8 +160,9 @@ def projected(cell: Cell, projection_size: int) -> Cell:
         assert cell.recurrent is not None
         return {name: params.w_hr @ w for name, w in cell.recurrent(params.cell).items()}
 
+    name = f"{cell.name} projected to {P}"
     return cell._replace(
-        name=f"{cell.name} projected to {P}",
+        name=name,
         init=init,
         initial_state=zero_start(expects),
         step=one_step(expects, project, advance),
@@ -158,6 +174,7 @@ def projected(cell: Cell, projection_size: int) -> Cell:
         gradients=gradients,
         slopes=None if cell.slopes is None else slopes,
         recurrent=None if cell.recurrent is None else recurrent,
+        doc=documented(name, projected, cell, ProjectedParams),
     )
 
 
@@ -169,17 +186,23 @@ def _rows(w: Any, rows: int) -> jax.ShapeDtypeStruct:
 def _reads_h_in_products_alone(cell: Cell) -> bool:
     """Whether a step is defined where ``h`` has another size than the cell has units."""
     I, H, P = 2, 5, 3
-    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), I, H))
+    params = dense_params(cell, I, H, made="projected")
     expected = cell.expects(params)
-    smaller = with_weight(params, lambda w: _rows(w, P))
-    h = jax.ShapeDtypeStruct((P,), expected.state.h.dtype)
-    before = expected.state._replace(h=h)
 
-    def step(params: Params, before: State, x: Any) -> State:
-        return cell.advance(params, before, cell.project(params, x, None), None)[0]
+    def units_after(size: int) -> tuple[int, ...]:
+        """The shape of ``h`` after a step that reads an ``h`` of this size."""
+        h = jax.ShapeDtypeStruct((size,), expected.state.h.dtype)
 
+        def step(params: Params, before: State, x: Any) -> State:
+            return cell.advance(params, before, cell.project(params, x, None), None)[0]
+
+        resized = with_weight(params, lambda w: _rows(w, size))
+        after = jax.eval_shape(step, resized, expected.state._replace(h=h), expected.x)
+        return after.h.shape
+
+    # errors of its own size are about something else
+    units_after(H)
     try:
-        after = jax.eval_shape(step, smaller, before, expected.x)
+        return units_after(P) == (H,)
     except (TypeError, ValueError):
         return False
-    return after.h.shape == (H,)
