@@ -1,15 +1,21 @@
-"""`python -m experiments` lists the experiments; `python -m experiments NAME` runs one."""
+"""`python -m experiments` lists the experiments; `python -m experiments NAME` runs one.
+
+`python -m experiments all` runs those that have not finished yet, one after the other, and
+`python -m experiments report` makes one page over all that have.
+"""
 
 import ast
-import importlib
 import io
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.errors import CrossCheckError, InputError, NumericalError
+from experiments.common import cli
+from experiments.common.errors import CrossCheckError, InputError, NumericalError
 
-EXPERIMENTS = ("spoken_vowels", "gradient_flow")
+EXPERIMENTS = cli.names()
+RUNS = Path("runs")
 
 
 def summary(name: str) -> str:
@@ -33,8 +39,39 @@ def listing() -> str:
             f"  python -m experiments.benchmarks  {summary('benchmarks/__main__')}",
             "",
             "`python -m experiments NAME --help` shows an experiment's options.",
+            "`python -m experiments all` runs all that have not finished in runs/, and",
+            "`python -m experiments report` makes runs/index.html over all that have.",
         ]
     )
+
+
+def run_all(options: Sequence[str]) -> int:
+    """Run every experiment that has no result in runs/, each in a process of its own."""
+    failed = []
+    for name in EXPERIMENTS:
+        if (RUNS / name / "result.json").exists():
+            print(f"{name}: finished before", flush=True)
+        elif subprocess.run(
+            [sys.executable, "-m", "experiments", name, *options], check=False
+        ).returncode:
+            failed.append(name)
+    report_all()
+    if failed:
+        print(f"error: these failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def report_all() -> int:
+    """Write the page over all finished runs, and print its table."""
+    # with pictures and templates, which a listing needs not
+    from experiments.common import report
+
+    runs = report.finished_runs(RUNS)
+    if not runs:
+        print(f"error: no experiment has finished in {RUNS}/", file=sys.stderr)
+        return 2
+    print(f"{report.summary_table(runs)}\n\nthe page is {report.write_index(RUNS)}")
+    return 0
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -43,6 +80,10 @@ def main(arguments: Sequence[str]) -> int:
         print(listing())
         return 0
     name, *options = arguments
+    if name == "all":
+        return run_all(options)
+    if name == "report":
+        return report_all()
     if name not in EXPERIMENTS:
         known = ", ".join(EXPERIMENTS)
         print(f"error: unknown experiment {name!r}; the known ones are: {known}", file=sys.stderr)
@@ -50,9 +91,8 @@ def main(arguments: Sequence[str]) -> int:
     if not {"-h", "--help"} & set(options):
         # to load JAX and the rest takes seconds
         print(f"{name}: {summary(name)}\nloading JAX", flush=True)
-    experiment = importlib.import_module(f"experiments.{name}")
     try:
-        experiment.main(options)
+        cli.run(name, options)
     except (InputError, CrossCheckError, NumericalError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1

@@ -48,9 +48,10 @@ import numpy as np
 import optax
 
 import jaxrnn
-from experiments import (
+from experiments.common import (
     baselines,
     classifier,
+    cli,
     cross_check,
     devices,
     gradient_report,
@@ -59,13 +60,13 @@ from experiments import (
     tasks,
     training,
 )
-from experiments.cells import PLAIN, cell_of
-from experiments.classifier import HANDWRITTEN
+from experiments.common.cells import PLAIN, cell_of
+from experiments.common.classifier import HANDWRITTEN
+from experiments.common.errors import require_folder_name, require_option
+from experiments.common.tasks import Task
+from experiments.common.text import CELL_NAMES, STAGES
 from experiments.data import adding, japanese_vowels
 from experiments.data.training import prepare_training, standardise
-from experiments.errors import require_folder_name, require_option
-from experiments.tasks import Task
-from experiments.text import CELL_NAMES, STAGES
 from jaxrnn import diagnostics
 
 # frames of the longest training utterance
@@ -441,7 +442,7 @@ def run(config: Config) -> dict[str, Any]:
         "tasks": reports,
         "params_sha256": records.sha256_of_arrays(trained),
         "cross_check": {"tolerance": cross_check.TOLERANCES["float32"], "differences": differences},
-        "config": {**dataclasses.asdict(config), "cells": cells, "out": str(config.out)},
+        "config": {**cli.json_config(config), "cells": cells},
         "versions": records.versions(),
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -455,17 +456,3 @@ def run(config: Config) -> dict[str, Any]:
         records.write_atomically(config.out / file, content)
     print(f"{result['seconds']} s; the numbers, the table and the pictures are in {config.out}")
     return result
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Run with options from the command line."""
-    # imported by the command line alone, because a machine with a GPU may lack it
-    import tyro
-
-    config = tyro.cli(
-        Config,
-        prog="python -m experiments gradient_flow",
-        description=(__doc__ or "").partition("\n")[0],
-        args=arguments,
-    )
-    run(config)

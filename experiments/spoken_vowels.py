@@ -38,11 +38,10 @@ single split of the kind.
 """
 
 import dataclasses
-import json
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,22 +52,26 @@ import sklearn.metrics
 from jax.sharding import Mesh
 
 import jaxrnn
-from experiments import (
+from experiments.common import (
     baselines,
     classifier,
+    cli,
     cross_check,
     devices,
     plots,
     records,
+    report,
     training,
 )
-from experiments.cells import NAMES, cell_of, dtype_of_products
+from experiments.common.cells import NAMES, cell_of, dtype_of_products
+from experiments.common.errors import require_folder_name, require_option
+from experiments.common.scores import Score
+from experiments.common.text import CELL_NAMES
 from experiments.data import japanese_vowels
 from experiments.data.japanese_vowels import Utterances
 from experiments.data.training import TrainingData, prepare_training, select, standardise
-from experiments.errors import require_folder_name, require_option
-from experiments.text import CELL_NAMES
 
+GOAL = 0.985
 # test accuracies that others report on the same 270 training and 370 test utterances
 PUBLISHED = {
     # the description that the authors donated with the data
@@ -206,7 +209,7 @@ def train_network(
         NumericalError: the training diverged; metrics.jsonl shows how.
     """
     network = network_of(config)
-    origin = {"experiment": "spoken_vowels", **json_config(config)}
+    origin = {"experiment": "spoken_vowels", **cli.json_config(config)}
     # where a run is saved, how often, and what runs it, does not change its numbers
     for option in ("out", "save_every", *devices.Placement._fields):
         del origin[option]
@@ -308,22 +311,17 @@ def run(config: Config) -> dict[str, Any]:
     # the baselines may use the held-out utterances too: any advantage is theirs
     others = baselines.accuracies(japanese_vowels.load("train"), test) | PUBLISHED
     name = network_name(config)
-    print(comparison(name, accuracy, others, len(test.labels)))
-
-    result = {
-        "experiment": "spoken_vowels",
-        "test_accuracy": accuracy,
-        "baselines": others,
-        "params_sha256": records.sha256_of_arrays(trained),
-        "last_step": rows[-1],
-        "cross_check": {"tolerance": cross_check.TOLERANCES[dtype], "differences": differences},
-        "config": json_config(config),
-        "versions": records.versions(),
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    records.write_atomically(
-        config.out / "result.json", json.dumps(result, indent=2).encode() + b"\n"
+    score = Score(
+        name=name,
+        measure="test accuracy",
+        value=accuracy,
+        baselines=others,
+        goal=GOAL,
+        higher_is_better=True,
+        format=".1%",
+        samples=len(test.labels),
     )
+    print(score.table())
 
     norms_before, norms_after = (
         jax.device_get(classifier.hidden_gradient_norms(network, each, data.train))
@@ -332,67 +330,49 @@ def run(config: Config) -> dict[str, Any]:
     counts = (
         f"{len(data.train.labels)} utterances, {config.holdout * japanese_vowels.SPEAKERS} held out"
     )
-    pictures = {
-        "learning_curves.png": plots.learning_curves(rows, title=f"Training: {name}; {counts}"),
-        "confusion_matrix.png": plots.confusion_matrix(
-            sklearn.metrics.confusion_matrix(test.labels, predicted),
-            title=f"{len(test.labels)} test utterances, {accuracy:.1%} right: {name}",
+    pictures = [
+        report.Picture(
+            "learning_curves.png",
+            plots.learning_curves(rows, title=f"Training: {name}; {counts}"),
+            "Loss and accuracy while training.",
         ),
-        "gradient_flow.png": plots.gradient_flow(
-            norms_before,
-            norms_after,
-            data.train.lengths,
-            frame_shift=japanese_vowels.FRAME_SHIFT_MS,
-            title=f"Gradient of an utterance's loss at every hidden state\n{name}",
+        report.Picture(
+            "confusion_matrix.png",
+            plots.confusion_matrix(
+                sklearn.metrics.confusion_matrix(test.labels, predicted),
+                names=[str(speaker + 1) for speaker in range(speakers)],
+                what="speaker",
+                title=f"{len(test.labels)} test utterances, {accuracy:.1%} right: {name}",
+            ),
+            "Test utterances by speaker.",
         ),
-    }
-    for picture, content in pictures.items():
-        records.write_atomically(config.out / picture, content)
-    print(f"{result['seconds']} s; results, metrics, checkpoints and pictures are in {config.out}")
-    return result
-
-
-def json_config(config: Config) -> dict[str, Any]:
-    """Return the options as JSON takes them."""
-    return {**dataclasses.asdict(config), "out": str(config.out)}
+        report.Picture(
+            "gradient_flow.png",
+            plots.gradient_flow(
+                norms_before,
+                norms_after,
+                data.train.lengths,
+                frame_shift=japanese_vowels.FRAME_SHIFT_MS,
+                title=f"Gradient of an utterance's loss at every hidden state\n{name}",
+            ),
+            "How far back the gradient of the loss reaches, before and after training.",
+        ),
+    ]
+    return report.finish(
+        config,
+        __doc__,
+        experiment="spoken_vowels",
+        found=[score],
+        params=trained,
+        cross_check={"tolerance": cross_check.TOLERANCES[dtype], "differences": differences},
+        started=started,
+        pictures=pictures,
+        test_accuracy=accuracy,
+        last_step=rows[-1],
+    )
 
 
 def network_name(config: Config) -> str:
     """Say in words what is trained."""
     reading = "both directions" if config.bidirectional else "one direction"
     return f"{CELL_NAMES[config.cell]}, {reading}, {config.hidden_size} units"
-
-
-def comparison(name: str, accuracy: float, others: Mapping[str, float], count: int) -> str:
-    """Show the network among the other methods, best first, and say in words where it loses."""
-    ours = f"{name} (this run)"
-    ranked = sorted([(ours, accuracy), *others.items()], key=lambda item: -item[1])
-    width = max(len(method) for method, _ in ranked)
-    lines = [f"{'test accuracy':{width}}       errors of {count}"]
-    lines += [
-        f"{method:{width}}  {share:6.1%}   {round((1 - share) * count):3}"
-        for method, share in ranked
-    ]
-    better = [method for method, share in others.items() if share > accuracy]
-    equal = [method for method, share in others.items() if share == accuracy]
-    if better:
-        lines.append(f"The network LOSES to: {'; '.join(better)}.")
-    if equal:
-        lines.append(f"The network only equals: {'; '.join(equal)}.")
-    if not better and not equal:
-        lines.append("The network beats all of them.")
-    return "\n".join(lines)
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Run with options from the command line."""
-    # imported by the command line alone, because a machine with a GPU may lack it
-    import tyro
-
-    config = tyro.cli(
-        Config,
-        prog="python -m experiments spoken_vowels",
-        description=(__doc__ or "").partition("\n")[0],
-        args=arguments,
-    )
-    run(config)

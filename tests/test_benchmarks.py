@@ -29,7 +29,7 @@ from experiments.benchmarks.contenders import (
     products,
 )
 from experiments.benchmarks.contenders import jaxrnn as ours
-from experiments.cells import cell_of
+from experiments.common.cells import cell_of
 
 ROOT = Path(__file__).parent.parent
 

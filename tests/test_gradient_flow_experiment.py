@@ -17,11 +17,12 @@ import pytest
 from matplotlib.text import Text
 
 import jaxrnn
-from experiments import gradient_report, plots, tasks
 from experiments.__main__ import main
+from experiments.common import gradient_report, plots, tasks
+from experiments.common.errors import InputError
+from experiments.common.text import CELL_NAMES
 from experiments.data import adding
 from experiments.data.training import prepare_training
-from experiments.errors import InputError
 from experiments.gradient_flow import (
     VOWEL_FRAMES,
     Config,
@@ -30,7 +31,6 @@ from experiments.gradient_flow import (
     rows_with_half,
     steps_of_last_windows,
 )
-from experiments.text import CELL_NAMES
 
 ROOT = Path(__file__).parent.parent
 CELLS = {
@@ -44,7 +44,8 @@ STAGES = ("initial", "trained")
 TWO_RUNS = """
 import sys
 from pathlib import Path
-from experiments import __main__, gradient_flow, plots, records
+from experiments import __main__, gradient_flow
+from experiments.common import plots, records
 first, second, *cells = sys.argv[1:]
 config = gradient_flow.Config(cells=cells, smoke=True, out=Path(second))
 code = __main__.main(["gradient_flow", "--smoke", "--out", first, "--cells", *cells])

@@ -29,13 +29,13 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments import records
-from experiments.benchmarks import gate, machine, plot, processes, report, summary
+from experiments.benchmarks import gate, plot, processes, report, summary
 from experiments.benchmarks.cases import CELLS, OPERATIONS, PLAIN, SHAPES, STREAMS, Case
 from experiments.benchmarks.contenders import CHOICES, MODULES, OURS, PRODUCTS, RATE
 from experiments.benchmarks.measure import Effort, Entrant, measure
 from experiments.benchmarks.processes import WorkerError
-from experiments.errors import InputError, require_option
+from experiments.common import machine, records
+from experiments.common.errors import InputError, require_option
 
 REFERENCE = "unroll_reference"
 # what is right is computed in float64, away from any device

@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from experiments import plots
 from experiments.benchmarks import summary
 from experiments.benchmarks.contenders import CHOICES, OURS, PRODUCTS
-from experiments.text import CELL_NAMES
+from experiments.common import plots
+from experiments.common.text import CELL_NAMES
 
 _TITLES = {"forward": "forward", "training": "training step", "step": "streaming step"}
 # one for each, whoever is missing; the yardsticks below are grey

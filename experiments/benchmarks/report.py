@@ -6,7 +6,7 @@ from typing import Any
 from experiments.benchmarks import summary
 from experiments.benchmarks.cases import CELLS
 from experiments.benchmarks.contenders import CHOICES, OURS, PRODUCTS
-from experiments.text import CELL_NAMES, markdown_table
+from experiments.common.text import CELL_NAMES, markdown_table
 
 _TITLES = {
     "forward": "Forward, milliseconds",

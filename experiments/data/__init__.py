@@ -1,1 +1,1 @@
-"""Loaders of real recordings: they read files; only `fetch` downloads."""
+"""Loaders of data sets: they read files; only `fetch` downloads."""

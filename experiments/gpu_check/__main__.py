@@ -27,10 +27,10 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 
-from experiments import records
-from experiments.benchmarks import machine, processes
+from experiments.benchmarks import processes
 from experiments.benchmarks.contenders import PEERS
-from experiments.errors import InputError
+from experiments.common import machine, records
+from experiments.common.errors import InputError
 from experiments.gpu_check import report, rows, values
 
 # in the order in which one wants to know them

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from experiments import plots
+from experiments.common import plots
 
 _BASE = "unroll_reference"
 

@@ -9,7 +9,7 @@ import jax
 import jaxrnn
 from experiments.benchmarks.contenders.adapter import Network, programs
 from experiments.benchmarks.contenders.contender import Contender
-from experiments.cells import cell_of
+from experiments.common.cells import cell_of
 
 
 def _projected(w_hr: jax.Array, **weights: jax.Array) -> jaxrnn.ProjectedParams:

@@ -14,7 +14,7 @@ from experiments.benchmarks.cases import CELLS, Arrays, Case
 from experiments.benchmarks.contenders import jaxrnn as ours
 from experiments.benchmarks.contenders.adapter import Network, programs
 from experiments.benchmarks.contenders.contender import Contender, NotComparedError, Program
-from experiments.benchmarks.machine import cores
+from experiments.common.machine import cores
 
 # before JAX looks for its devices
 jax.config.update("jax_num_cpu_devices", cores() or 1)

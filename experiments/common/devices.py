@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 import jaxrnn
-from experiments.errors import InputError
+from experiments.common.errors import InputError
 
 
 class Placement(NamedTuple):

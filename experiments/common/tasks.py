@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 import jaxrnn
-from experiments import classifier
-from experiments.classifier import HANDWRITTEN, Functions
+from experiments.common import classifier
+from experiments.common.classifier import HANDWRITTEN, Functions
 from experiments.data import adding, japanese_vowels
 from experiments.data.japanese_vowels import Utterances
 from experiments.data.training import select

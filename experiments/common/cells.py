@@ -1,5 +1,6 @@
 """The library's cells by the names that options take; the transforms are of the LSTM."""
 
+import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -40,6 +41,19 @@ def cell_of(name: str, hidden_size: int) -> jaxrnn.Cell:
     """The cell of that name; of some transforms a size follows from the number of units."""
     found = _CELLS[name]
     return found if isinstance(found, jaxrnn.Cell) else found(hidden_size)
+
+
+def chrono_cell(name: str, hidden_size: int, longest: int) -> jaxrnn.Cell:
+    """The cell; the gates of LSTM and GRU start open for up to ``longest`` steps.
+
+    Reference: C. Tallec and Y. Ollivier, "Can recurrent neural networks warp time?", 2018.
+    """
+    cell = cell_of(name, hidden_size)
+    gate = {"lstm": "forget_bias", "gru": "update_bias"}.get(name)
+    if gate is None or cell.init is None:
+        return cell
+    initializer = jaxrnn.initializers.chrono(longest)
+    return cell._replace(init=functools.partial(cell.init, **{gate: initializer}))
 
 
 def dtype_of_products(name: str) -> str:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 import jaxrnn
-from experiments.errors import InputError
+from experiments.common.errors import InputError
 
 
 def prepare_folder(folder: Path) -> Path:

@@ -15,8 +15,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 import jaxrnn
-from experiments.errors import InputError
-from experiments.records import sha256_of_arrays
+from experiments.common.errors import InputError
+from experiments.common.records import sha256_of_arrays
 
 
 def open_checkpoints(folder: Path) -> ocp.CheckpointManager:

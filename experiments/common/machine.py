@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from experiments import records
+from experiments.common import records
 
 _PEERS = ("flax", "dm-haiku", "equinox", "keras", "torch")
 _ACCELERATORS = (
@@ -78,3 +78,8 @@ def source(module: str) -> dict[str, Any]:
         "commit": git("rev-parse", "HEAD"),
         "changed_files": None if changes is None else bool(changes),
     }
+
+
+def words() -> str:
+    """The processor and its cores, for a sentence."""
+    return f"{cores()} cores of {_processor()}"

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from experiments.text import CELL_NAMES, STAGES
+from experiments.common.text import CELL_NAMES, STAGES
 
 # colours that differ in lightness too, so that they are told apart in grey
 _TRAIN, _HELD_OUT = "tab:blue", "tab:orange"
@@ -50,11 +50,70 @@ def learning_curves(rows: Sequence[Mapping[str, float]], *, title: str) -> bytes
     return png(figure)
 
 
-def confusion_matrix(counts: np.ndarray, *, title: str) -> bytes:
-    """Counts [true speaker, predicted speaker], speakers numbered from 1; errors stand out in red.
+def losses(
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    baselines: Mapping[str, float],
+    quantity: str,
+    title: str,
+) -> bytes:
+    """A loss against the training step, a curve for each network, a panel for each task.
+
+    Args:
+        panels: the loss of every step, by network, by the title of the panel.
+        baselines: the loss of a simpler method, by the title of the panel.
+        quantity: what the losses are, with their unit.
+        title: of the figure.
+    """
+    figure = Figure(figsize=(8.3, 3.9), layout="constrained")
+    figure.suptitle(title)
+    row = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, (panel, networks) in zip(row, panels.items(), strict=True):
+        for name, values in networks.items():
+            # of so many successive steps, to tell the curve from its noise
+            count = max(1, len(values) // 100)
+            ends = range(count, len(values) + 1, count)
+            axes.plot(ends, [np.mean(values[end - count : end]) for end in ends], label=name)
+        axes.axhline(baselines[panel], color="0.4", linestyle="--", label="baseline")
+        axes.set(title=panel, xlabel="training step", yscale="log")
+        axes.grid(alpha=0.3)
+    row[0].set_ylabel(quantity)
+    row[-1].legend(loc="best")
+    return png(figure)
+
+
+def gradient_by_step(norms: Mapping[str, Mapping[str, np.ndarray]], *, title: str) -> bytes:
+    """The gradient with respect to the state, from the last step back: a panel for each network.
+
+    Args:
+        norms: ``[T, N]`` of N sequences, by stage, by network.
+        title: of the figure.
+    """
+    figure = Figure(figsize=(8.3, 3.6), layout="constrained")
+    figure.suptitle(title)
+    row = figure.subplots(1, len(norms), squeeze=False, sharey=True)[0]
+    for axes, (name, stages) in zip(row, norms.items(), strict=True):
+        for (stage, values), color in zip(stages.items(), ("0.45", "tab:red"), strict=True):
+            median = np.median(values, axis=1)
+            if median[-1] > 0:
+                back = np.arange(len(median)) - len(median) + 1
+                # far below, float32 has nothing: the axis ends where no training would notice
+                relative = np.maximum(median / median[-1], 1e-12)
+                axes.plot(back, relative, color=color, label=f"{stage} training")
+        axes.set(title=name, xlabel="step, from the last one back", yscale="log")
+        axes.grid(alpha=0.3)
+    row[0].set_ylabel("gradient, relative to the last step's")
+    row[0].legend(loc="best")
+    return png(figure)
+
+
+def confusion_matrix(counts: np.ndarray, *, names: Sequence[str], what: str, title: str) -> bytes:
+    """Counts [true class, predicted class]; errors stand out in red.
 
     Args:
         counts: integers [C, C].
+        names: of the classes.
+        what: a class is, ``"speaker"``.
         title: what was classified, and how well.
     """
     figure = Figure(figsize=(6.5, 6.5), layout="constrained")
@@ -70,7 +129,6 @@ def confusion_matrix(counts: np.ndarray, *, title: str) -> bytes:
         if count:
             axes.text(column, row, str(count), ha="center", va="center", fontsize=11)
     numbers = range(len(counts))
-    names = [str(number + 1) for number in numbers]
     axes.set_xticks(numbers, names)
     axes.set_yticks(numbers, names)
     # thin lines between the cells, on the minor ticks
@@ -79,7 +137,7 @@ def confusion_matrix(counts: np.ndarray, *, title: str) -> bytes:
     axes.set_yticks(edges, minor=True)
     axes.grid(which="minor", color="0.85", linewidth=0.8)
     axes.tick_params(which="both", length=0)
-    axes.set(xlabel="predicted speaker", ylabel="true speaker")
+    axes.set(xlabel=f"predicted {what}", ylabel=f"true {what}")
     return png(figure)
 
 

@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 import jaxrnn
-from experiments import checkpoints, devices, records
-from experiments.errors import NumericalError
+from experiments.common import checkpoints, devices, records
+from experiments.common.errors import NumericalError
 
 
 class Plan(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.errors import CrossCheckError, NumericalError
+from experiments.common.errors import CrossCheckError, NumericalError
 from jaxrnn.testing import relative_differences
 
 # what rounding explains, by the dtype of the products

@@ -69,11 +69,10 @@ def init(network: jaxrnn.Network, key: jax.Array, input_size: int, output_size: 
         for direction_key in (forward_key, backward_key)
     )
     of_layer = jaxrnn.LayerParams(forward, backward if layer.bidirectional else None, None)
-    width = layer.hidden_size * (1 + layer.bidirectional)
-    return Params(
-        network=jaxrnn.StackParams((of_layer,)),
-        readout=jaxrnn.init_affine(readout_key, width, output_size),
-    )
+    params = jaxrnn.StackParams((of_layer,))
+    x = jax.ShapeDtypeStruct((1, input_size), jnp.float32)
+    _, hs = jax.eval_shape(network.apply, params, x)
+    return Params(params, jaxrnn.init_affine(readout_key, hs.shape[-1], output_size))
 
 
 def make_loss(
@@ -89,7 +88,9 @@ def make_loss(
 
     def loss(params: Params, batch: Utterances, key: jax.Array) -> jax.Array:
         noisy = batch.xs + noise * jax.random.normal(key, batch.xs.shape, batch.xs.dtype)
-        logits = outputs(network, params, batch._replace(xs=noisy), functions)
+        # of cells that draw
+        key = jax.random.fold_in(key, 1)
+        logits = outputs(network, params, batch._replace(xs=noisy), functions, key)
         return functions.cross_entropy(logits, batch.labels)
 
     return loss
@@ -124,12 +125,17 @@ def hidden_gradient_norms(
     final_state, _ = network.apply(params.network, utterances.xs, lengths=utterances.lengths)
     # the loss reads the final states only
     dfinals = jax.grad(total_loss)(final_state.layers[-1])
-    return {
-        name: jaxrnn.diagnostics.gradient_flow(
+
+    def norms(name: str, dfinal: Any) -> jax.Array:
+        found = jaxrnn.diagnostics.backpropagate(
             *(layer.cell, getattr(of_layer, name), utterances.xs, None, dfinal),
             lengths=utterances.lengths,
             reverse=name == "backward",
-        ).states.h
+        )
+        return jnp.linalg.norm(found.states.h, axis=-1)
+
+    return {
+        name: norms(name, dfinal)
         for name, dfinal in dfinals._asdict().items()
         if dfinal is not None
     }
@@ -141,12 +147,16 @@ def side_by_side(final: jaxrnn.LayerState) -> jax.Array:
 
 
 def outputs(
-    network: jaxrnn.Network, params: Params, batch: Any, functions: Functions = HANDWRITTEN
+    network: jaxrnn.Network,
+    params: Params,
+    batch: Any,
+    functions: Functions = HANDWRITTEN,
+    key: jax.Array | None = None,
 ) -> jax.Array:
     """The readout of the last layer's final states [N, O]: a classifier's logits.
 
     ``batch`` has ``xs`` [T, N, I] and ``lengths``, which may be None.
     """
     differentiated = functions.differentiated(network)
-    final_state, _ = differentiated.apply(params.network, batch.xs, lengths=batch.lengths)
+    final_state, _ = differentiated.apply(params.network, batch.xs, lengths=batch.lengths, key=key)
     return functions.affine(params.readout, side_by_side(final_state.layers[-1]))

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from experiments.text import CELL_NAMES, STAGES, markdown_table
+from experiments.common.text import CELL_NAMES, STAGES, markdown_table
 
 # what the findings speak of: all cells have it, and it acts from one step to the next
 PARAMETER = "w_hh"

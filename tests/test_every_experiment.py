@@ -1,0 +1,96 @@
+"""Every experiment in miniature: it ends, leaves what it promises, and resumes to the same bits."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.common import cli, report, scores
+
+ROOT = Path(__file__).parent.parent
+# these have files of tests of their own
+OTHERS = {"spoken_vowels", "gradient_flow"}
+NAMES = [name for name in cli.names() if name not in OTHERS]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Run the command line in a process of its own, without the tests' JAX flags.
+
+    A smoke run spends its time on compiling: the processes share what they compile, and optimise
+    little.
+    """
+    environment = {name: value for name, value in os.environ.items() if "JAX" not in name}
+    environment |= {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "PYTHONPATH": str(ROOT),
+        # what needs a fetched file must not be part of a smoke run
+        "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
+        "PIP_NO_INDEX": "1",
+    }
+
+    def start(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "experiments", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=tmp_path_factory.getbasetemp(),
+            timeout=300,
+            check=False,
+        )
+
+    return start
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_smoke_run_leaves_its_scores_and_a_page(name, run, tmp_path):
+    done = run(name, "--smoke", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["experiment"] == name
+    assert len(result["params_sha256"]) == 64
+    found = [scores.from_json(score) for score in result["scores"]]
+    assert found
+    for score in found:
+        # nothing is reported without something simpler beside it
+        assert score.baselines
+        assert score.verdict() in done.stdout.replace("\n", " ")
+    page = (tmp_path / "report.html").read_text()
+    assert not re.search(r"(src|href)=.?https?:", page)
+    assert page.count("<img") == len(list(tmp_path.glob("*.png"))) >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_finished_run_is_not_trained_again_and_says_the_same(name, run, tmp_path):
+    results = []
+    for _ in range(2):
+        done = run(name, "--smoke", "--out", tmp_path)
+        assert done.returncode == 0, done.stderr
+        results.append(json.loads((tmp_path / "result.json").read_text()))
+    assert re.search("trained 0 steps", done.stdout)
+    first, again = results
+    assert again["params_sha256"] == first["params_sha256"]
+    assert again["scores"] == first["scores"]
+
+
+def test_a_page_over_all_runs_links_each_and_says_which_goals_are_missed(tmp_path):
+    (tmp_path / "one").mkdir()
+    score = scores.Score("net", "accuracy", 0.5, {"simple": 0.75}, 0.9, True, ".1%")
+    result = {"experiment": "one", "scores": [score.as_json()], "seconds": 3.2}
+    (tmp_path / "one" / "result.json").write_text(json.dumps(result))
+    (tmp_path / "half").mkdir()
+    page = report.write_index(tmp_path).read_text()
+    assert 'href="one/report.html"' in page
+    assert "missed" in page
+    (row,) = report.summary_table(report.finished_runs(tmp_path)).splitlines()[2:]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells == ["one", "net", "accuracy", "50.0%", "90.0%", "simple: 75.0%", "3 s"]
