@@ -101,7 +101,8 @@ def make_loss(network: jaxrnn.Network) -> Any:
 
     def loss(params: model.Params, batch: adding.Sequences, key: jax.Array) -> jax.Array:
         del key
-        return jaxrnn.squared_error(model.last_outputs(network, params, batch.xs), batch.targets)
+        sums = jaxrnn.affine(params.readout, model.last_states(network, params, batch.xs))
+        return jaxrnn.squared_error(sums, batch.targets)
 
     return loss
 

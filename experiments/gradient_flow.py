@@ -55,6 +55,7 @@ from experiments.common import (
     cross_check,
     devices,
     gradient_report,
+    model,
     plots,
     records,
     tasks,
@@ -181,7 +182,7 @@ class Measurements(NamedTuple):
 def measure(
     network: jaxrnn.Network,
     task: Task,
-    params: classifier.Params,
+    params: model.Params,
     batch: Any,
     windows: tuple[int, ...],
 ) -> Measurements:
@@ -212,7 +213,7 @@ def measure(
 def analyse(
     network: jaxrnn.Network,
     task: Task,
-    params: classifier.Params,
+    params: model.Params,
     batch: Any,
     windows: tuple[int, ...],
 ) -> dict[str, Any]:
@@ -281,8 +282,8 @@ def medians_from_the_end(values: np.ndarray, lengths: np.ndarray) -> list[float]
 
 
 def train_network(
-    name: str, task_name: str, task: Task, params: classifier.Params, batches: Any, config: Config
-) -> tuple[classifier.Params, np.ndarray]:
+    name: str, task_name: str, task: Task, params: model.Params, batches: Any, config: Config
+) -> tuple[model.Params, np.ndarray]:
     """Train a cell on a task, from the last checkpoint in ``config.out`` where there is one.
 
     Returns:
@@ -324,11 +325,11 @@ def study(
     name: str,
     task_name: str,
     task: Task,
-    initial: classifier.Params,
+    initial: model.Params,
     batch: Any,
     batches: Any,
     config: Config,
-) -> tuple[classifier.Params, dict[str, Any]]:
+) -> tuple[model.Params, dict[str, Any]]:
     """Train a cell on a task, and analyse the gradient of the batch before and after.
 
     Args:

@@ -58,6 +58,7 @@ from experiments.common import (
     cli,
     cross_check,
     devices,
+    model,
     plots,
     records,
     report,
@@ -236,7 +237,7 @@ def train_network(
 
 
 def evaluate_splits(
-    network: jaxrnn.Network, params: classifier.Params, data: TrainingData
+    network: jaxrnn.Network, params: model.Params, data: TrainingData
 ) -> dict[str, float]:
     """Loss and accuracy, without noise, on the training and the held-out utterances."""
     figures = {}

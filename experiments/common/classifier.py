@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxrnn
+from experiments.common.model import Params, last_states, side_by_side, with_readout
 from experiments.data.japanese_vowels import Utterances
 
 
@@ -49,13 +50,6 @@ def _plain_squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Arra
 AUTODIFF = Functions(jaxrnn.reference, _plain_affine, _plain_cross_entropy, _plain_squared_error)
 
 
-class Params(NamedTuple):
-    """Parameters of the network, and of the readout of its last layer's final states."""
-
-    network: jaxrnn.StackParams
-    readout: jaxrnn.AffineParams
-
-
 @functools.partial(jax.jit, static_argnames=("network", "input_size", "output_size"))
 def init(network: jaxrnn.Network, key: jax.Array, input_size: int, output_size: int) -> Params:
     """Draw the initial parameters of a network of one layer.
@@ -70,9 +64,7 @@ def init(network: jaxrnn.Network, key: jax.Array, input_size: int, output_size: 
     )
     of_layer = jaxrnn.LayerParams(forward, backward if layer.bidirectional else None, None)
     params = jaxrnn.StackParams((of_layer,))
-    x = jax.ShapeDtypeStruct((1, input_size), jnp.float32)
-    _, hs = jax.eval_shape(network.apply, params, x)
-    return Params(params, jaxrnn.init_affine(readout_key, hs.shape[-1], output_size))
+    return with_readout(network, params, readout_key, input_size, output_size)
 
 
 def make_loss(
@@ -141,11 +133,6 @@ def hidden_gradient_norms(
     }
 
 
-def side_by_side(final: jaxrnn.LayerState) -> jax.Array:
-    """Final hidden states of all directions, [N, H] or [N, 2 H]."""
-    return jnp.concatenate([state.h for state in final if state is not None], axis=-1)
-
-
 def outputs(
     network: jaxrnn.Network,
     params: Params,
@@ -158,5 +145,5 @@ def outputs(
     ``batch`` has ``xs`` [T, N, I] and ``lengths``, which may be None.
     """
     differentiated = functions.differentiated(network)
-    final_state, _ = differentiated.apply(params.network, batch.xs, lengths=batch.lengths, key=key)
-    return functions.affine(params.readout, side_by_side(final_state.layers[-1]))
+    h = last_states(differentiated, params, batch.xs, lengths=batch.lengths, key=key)
+    return functions.affine(params.readout, h)

@@ -8,13 +8,13 @@ import jax
 import numpy as np
 
 import jaxrnn
-from experiments.common import classifier
+from experiments.common import classifier, model
 from experiments.common.classifier import HANDWRITTEN, Functions
 from experiments.data import adding, japanese_vowels
 from experiments.data.japanese_vowels import Utterances
 from experiments.data.training import select
 
-Trained: TypeAlias = Mapping[str, tuple[jaxrnn.Network, classifier.Params]]
+Trained: TypeAlias = Mapping[str, tuple[jaxrnn.Network, model.Params]]
 """Networks with their parameters, by name."""
 
 
@@ -71,7 +71,7 @@ def training_batches(task: Task, generator: np.random.Generator) -> Any:
     return jax.tree.map(lambda *each: np.stack(each), *batches)
 
 
-def init(network: jaxrnn.Network, task: Task, key: jax.Array) -> classifier.Params:
+def init(network: jaxrnn.Network, task: Task, key: jax.Array) -> model.Params:
     """Draw the initial parameters of a network of one layer in one direction.
 
     Not under `jax.jit`: what draws one network's weights is then compiled for all of them.
@@ -79,15 +79,13 @@ def init(network: jaxrnn.Network, task: Task, key: jax.Array) -> classifier.Para
     (layer,) = network.layers
     cell_key, readout_key = jax.random.split(key)
     of_cell = layer.cell.init(cell_key, task.inputs, layer.hidden_size)
-    return classifier.Params(
-        network=jaxrnn.StackParams((jaxrnn.LayerParams(of_cell, None, None),)),
-        readout=jaxrnn.init_affine(readout_key, layer.hidden_size, task.outputs),
-    )
+    params = jaxrnn.StackParams((jaxrnn.LayerParams(of_cell, None, None),))
+    return model.with_readout(network, params, readout_key, task.inputs, task.outputs)
 
 
 def batch_loss(
     network: jaxrnn.Network, task: Task, functions: Functions = HANDWRITTEN
-) -> Callable[[classifier.Params, Any], jax.Array]:
+) -> Callable[[model.Params, Any], jax.Array]:
     """Make ``loss(params, batch)``."""
     return lambda params, batch: task.loss(
         classifier.outputs(network, params, batch, functions), batch, functions
