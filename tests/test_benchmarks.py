@@ -250,18 +250,20 @@ def test_same_case_same_arrays_and_no_bias_is_zero(name):
 
 @pytest.mark.parametrize("name", CELLS)
 def test_arrays_are_those_of_the_cell(name):
-    cell, (params_type, state_type) = cell_of(name, 8), ours.RECORDS[name]
+    cell, network = cell_of(name, 8), ours.network(jaxrnn.unroll, name, 4, 8)
     sequence, stream = (
         cases.arrays(Case(kind, name, T, 1, 4, 8)) for kind, T in (("sequence", 3), ("stream", 1))
     )
-    params = params_type(**sequence.weights)
+    params = network.params(sequence.weights)
+    assert len(jax.tree.leaves(params)) == len(sequence.weights)
     like = jax.eval_shape(lambda: cell.init(jax.random.key(0), 4, 8))
     assert jax.tree.map(np.shape, params) == jax.tree.map(lambda leaf: leaf.shape, like)
     _, hs = jax.eval_shape(functools.partial(jaxrnn.unroll, cell), params, sequence.inputs["xs"])
     assert hs.shape == sequence.inputs["dhs"].shape
     x = stream.inputs.pop("x")
     assert x.shape == (1, 4)
-    state = state_type(**stream.inputs)
+    state = network.state(**stream.inputs)
+    assert len(jax.tree.leaves(state)) == len(stream.inputs)
     fresh = jax.eval_shape(lambda: cell.initial_state(params, (1,)))
     assert jax.tree.map(np.shape, state) == jax.tree.map(lambda leaf: leaf.shape, fresh)
 
