@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import adding_problem, spoken_vowels
 from experiments.common import cli, report, scores
 
 ROOT = Path(__file__).parent.parent
@@ -80,6 +81,16 @@ def test_a_finished_run_is_not_trained_again_and_says_the_same(name, run, tmp_pa
     first, again = results
     assert again["params_sha256"] == first["params_sha256"]
     assert again["scores"] == first["scores"]
+
+
+def test_the_page_says_what_to_type_for_the_same_run():
+    config = spoken_vowels.Config(cell="gru", seed=3, bidirectional=False, out=Path("elsewhere"))
+    result = {"experiment": "spoken_vowels", "config": cli.json_config(config)}
+    expected = "python -m experiments spoken_vowels --cell gru --no-bidirectional --seed 3"
+    assert report.command(result) == expected
+    cells = {**cli.json_config(adding_problem.Config()), "cells": ["gru", "elman"]}
+    shown = report.command({"experiment": "adding_problem", "config": cells})
+    assert shown == "python -m experiments adding_problem --cells gru elman"
 
 
 def test_a_page_over_all_runs_links_each_and_says_which_goals_are_missed(tmp_path):

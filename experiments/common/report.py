@@ -1,6 +1,7 @@
 """The page of a run, and the index of all runs: HTML that needs no network."""
 
 import base64
+import importlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -110,8 +111,19 @@ def index(runs: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def command(result: Mapping[str, Any]) -> str:
-    """What to type for the same run."""
-    return f"python -m experiments {result['experiment']} --seed {result['config']['seed']}"
+    """The command of the same run: every option that has not its default."""
+    name, given = result["experiment"], result["config"]
+    default = cli.json_config(importlib.import_module(f"experiments.{name}").Config())
+    words = ["python -m experiments", name]
+    for option, value in given.items():
+        flag = option.replace("_", "-")
+        if option == "out" or value == default[option]:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
+    return " ".join(words)
 
 
 def _png(content: bytes) -> str:
@@ -142,8 +154,8 @@ def summary_table(runs: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for result in runs.values():
         for score in map(scores.from_json, result["scores"]):
-            others = [each for each in score.ranked() if not each[0].endswith("(this run)")]
-            best = f"{others[0][0]}: {score.shown(others[0][1])}" if others else ""
+            other = score.best_baseline()
+            best = f"{other[0]}: {score.shown(other[1])}" if other else ""
             goal = "" if score.goal is None else score.shown(score.goal)
             seconds = f"{result['seconds']:.0f} s"
             shown = (score.name, score.measure, score.shown(score.value), goal, best, seconds)

@@ -35,6 +35,11 @@ class Score(NamedTuple):
         methods = [(f"{self.name} (this run)", self.value), *self.baselines.items()]
         return sorted(methods, key=lambda method: sign * method[1])
 
+    def best_baseline(self) -> tuple[str, float] | None:
+        """The best of the simpler methods, by name, and its value."""
+        best = max if self.higher_is_better else min
+        return best(self.baselines.items(), key=lambda method: method[1], default=None)
+
     def shown(self, value: float) -> str:
         """A value in the format of this measure."""
         return format(value, self.format)
