@@ -155,7 +155,6 @@ def study(
         optimizer=optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(schedule)),
         draw=draw,
         steps=config.steps,
-        evaluate=lambda params: {},
         line=progress_line,
     )
     origin = {"experiment": "adding_problem", "cell": name, "length": length}

@@ -55,7 +55,6 @@ import jaxrnn
 from experiments.common import (
     baselines,
     classifier,
-    cli,
     cross_check,
     devices,
     model,
@@ -210,10 +209,7 @@ def train_network(
         NumericalError: the training diverged; metrics.jsonl shows how.
     """
     network = network_of(config)
-    origin = {"experiment": "spoken_vowels", **cli.json_config(config)}
-    # where a run is saved, how often, and what runs it, does not change its numbers
-    for option in ("out", "save_every", *devices.Placement._fields):
-        del origin[option]
+    origin = {"experiment": "spoken_vowels", **training.options_that_matter(config)}
     plan = training.Plan(
         title=network_name(config),
         steps=config.steps,

@@ -6,13 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
-from jax.sharding import Mesh
 
 import jaxrnn
-from experiments.common import cli, cross_check, devices, training
-
-# where a run is saved, how often, and what runs it, does not change its numbers
-_NO_MATTER = ("out", "save_every", "devices")
+from experiments.common import cross_check, devices, training
 
 
 class Task(NamedTuple):
@@ -24,9 +20,7 @@ class Task(NamedTuple):
     - ``optimizer``: of optax.
     - ``draw``: makes the batch of a step, 1..steps, from its number alone.
     - ``steps``: the number of steps.
-    - ``evaluate``: makes further metrics of an evaluated step from the params after it.
     - ``line``: one line about an evaluated step, from its metrics.
-    - ``axes``: the axis of the rows in each array of a batch.
     """
 
     title: str
@@ -36,9 +30,7 @@ class Task(NamedTuple):
     optimizer: optax.GradientTransformation
     draw: Callable[[int], Any]
     steps: int
-    evaluate: Callable[[Any], Mapping[str, float]]
     line: Callable[[Mapping[str, float]], str]
-    axes: Any = 0
 
 
 class Learned(NamedTuple):
@@ -49,9 +41,7 @@ class Learned(NamedTuple):
     differences: dict[str, float]
 
 
-def learn(
-    config: Any, task: Task, folder: Path, *, origin: Mapping[str, Any], mesh: Mesh | None = None
-) -> Learned:
+def learn(config: Any, task: Task, folder: Path, *, origin: Mapping[str, Any]) -> Learned:
     """Compare the gradient of the first batch with autodiff's, then train, or go on where it was.
 
     Args:
@@ -59,7 +49,6 @@ def learn(
         task: what is learned.
         folder: holds metrics.jsonl and the checkpoints of this training alone.
         origin: the experiment, and what else tells this training from others beside ``config``.
-        mesh: the devices to train on, from `devices.start`.
 
     Raises:
         CrossCheckError: the two gradients differ.
@@ -74,12 +63,11 @@ def learn(
     )
     print(cross_check.table(differences))
     cross_check.require_agreement(differences)
-    options = cli.json_config(config)
     plan = training.Plan(
         title=task.title,
         steps=task.steps,
         learning_rate=config.learning_rate,
-        origin={**origin, **{name: options[name] for name in options if name not in _NO_MATTER}},
+        origin={**origin, **training.options_that_matter(config)},
         out=config.out,
         folder=folder,
         eval_every=config.eval_every,
@@ -88,11 +76,9 @@ def learn(
     state, rows = training.train(
         plan,
         jaxrnn.init_train_state(task.params, task.optimizer, key),
-        devices.make_train_step(loss, task.optimizer, mesh),
+        devices.make_train_step(loss, task.optimizer, None),
         draw=task.draw,
-        evaluate=task.evaluate,
+        evaluate=lambda params: {},
         line=task.line,
-        mesh=mesh,
-        axes=task.axes,
     )
     return Learned(jax.device_get(state.params), rows, differences)

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 import jaxrnn
-from experiments.common import checkpoints, devices, records
+from experiments.common import checkpoints, cli, devices, records
 from experiments.common.errors import NumericalError
 
 
@@ -40,6 +40,14 @@ class Plan(NamedTuple):
     folder: Path
     eval_every: int
     save_every: int
+
+
+def options_that_matter(config: Any) -> dict[str, Any]:
+    """The options that decide the numbers of a run: not its folder, its saves, its devices."""
+    options = cli.json_config(config)
+    for name in ("out", "save_every", *devices.Placement._fields):
+        options.pop(name, None)
+    return options
 
 
 def train(
