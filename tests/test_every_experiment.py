@@ -1,13 +1,11 @@
 """Every experiment in miniature: it ends, leaves what it promises, and resumes to the same bits."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support import commands
 
 from experiments import adding_problem, spoken_vowels
 from experiments.common import cli, report, scores
@@ -20,33 +18,17 @@ NAMES = [name for name in cli.names() if name not in OTHERS]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Run the command line in a process of its own, without the tests' JAX flags.
-
-    A smoke run spends its time on compiling: the processes share what they compile, and optimise
-    little.
-    """
-    environment = {name: value for name, value in os.environ.items() if "JAX" not in name}
-    environment |= {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONPATH": str(ROOT),
+    """Run the command line in a process of its own."""
+    env = commands.environment(
+        tmp_path_factory.mktemp("compiled"),
         # what needs a fetched file must not be part of a smoke run
-        "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
-        "PIP_NO_INDEX": "1",
-    }
+        XDG_CACHE_HOME=str(tmp_path_factory.mktemp("cache")),
+        PIP_NO_INDEX="1",
+    )
 
     def start(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "experiments", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            env=environment,
-            cwd=tmp_path_factory.getbasetemp(),
-            timeout=300,
-            check=False,
-        )
+        program = ("-m", "experiments")
+        return commands.run(program, *arguments, env=env, cwd=tmp_path_factory.getbasetemp())
 
     return start
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from support import commands
 
 import jaxrnn
 from experiments import spoken_vowels
@@ -53,32 +54,12 @@ sys.exit(__main__.main(sys.argv[1:]))
 
 @pytest.fixture(scope="module")
 def run_experiment(tmp_path_factory):
-    """Run `python -m experiments ARGUMENTS` in a process of its own, without the tests' JAX flags.
-
-    A smoke run spends its time on compiling: the processes share what they compile, and optimise
-    little.
-    """
-    environment = {name: value for name, value in os.environ.items() if "JAX" not in name}
-    environment |= {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        "COLUMNS": "100",
-    }
+    """Run `python -m experiments ARGUMENTS` in a process of its own."""
+    env = commands.environment(tmp_path_factory.mktemp("compiled"), COLUMNS="100")
 
     def run(*arguments, patch=None):
         program = ["-m", "experiments"] if patch is None else ["-c", PATCHED.format(patch=patch)]
-        return subprocess.run(
-            [sys.executable, *program, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            env=environment,
-            cwd=tmp_path_factory.getbasetemp(),
-            timeout=300,
-            check=False,
-        )
+        return commands.run(program, *arguments, env=env, cwd=tmp_path_factory.getbasetemp())
 
     return run
 

@@ -4,9 +4,6 @@ import copy
 import itertools
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.text import Text
+from support import commands
 
 import jaxrnn
 from experiments.__main__ import main
@@ -83,26 +81,10 @@ class Smoke(NamedTuple):
 def smoke(request, tmp_path_factory):
     """Both runs, in a process of their own."""
     folder = tmp_path_factory.mktemp("gradient_flow")
-    environment = {name: value for name, value in os.environ.items() if "JAX" not in name}
-    environment |= {
-        "JAX_PLATFORMS": "cpu",
-        # the run spends its time on compiling
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-    }
-    done = subprocess.run(
-        [
-            *(sys.executable, "-c", TWO_RUNS),
-            *(str(folder / "out"), str(folder / "again"), *request.param),
-        ],
-        capture_output=True,
-        text=True,
-        env=environment,
+    done = commands.run(
+        *(("-c", TWO_RUNS), folder / "out", folder / "again", *request.param),
+        env=commands.environment(folder / "compiled"),
         cwd=folder,
-        timeout=300,
-        check=False,
     )
     assert done.returncode == 0, done.stderr
     return Smoke(folder / "out", done.stdout, folder / "again", request.param)
